@@ -1,0 +1,1205 @@
+"""makemore: give it a file of things, one per line, and it makes more of them.
+
+    python makemore.py -i names.txt --type mlp -o out/mlp      # train, evaluate, sample
+    python makemore.py -o out/mlp --sample-only --prefix jo    # sample from what was trained
+    python makemore.py -o out/mlp --eval other.txt             # score any file
+
+Every model answers the same question: which character comes next? They range from a table of bigrams to a Transformer.
+The file reads from top to bottom: configuration, data, layers written by hand, models (simplest first), evaluation and
+sampling, training, checkpoints, figures, and the command line that ties them together.
+
+Legend for shapes: B batch, T time (characters of a line), C channels, H heads, V vocabulary. Token 0 starts and ends
+every line and is drawn as '.'. Losses are in nats per character; the end of a line counts as a character.
+"""
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import io
+import itertools
+import math
+import os
+import pickle
+import random
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: `main` prints it as one line and exits with status 2."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Configuration: every setting stands here once; flags, help, validation and checkpoints derive from it
+
+
+def option(default, help, *short, group, choices=None, low=None, high=None, fixed=False):
+    """A dataclass field that knows its flag. `fixed` ones belong to a model and cannot change once it is trained."""
+    meta = dict(help=help, short=short, group=group, choices=choices, low=low, high=high, fixed=fixed)
+    return field(default=default, metadata=meta)
+
+
+@dataclass
+class Config:
+    data = partial(option, group="data")
+    input_file: str = data("names.txt", "text file with one thing per line (UTF-8)", "-i")
+    split: str = data(
+        "standard",
+        "standard: the lecture's 80/10/10 split; random: drawn from --seed",
+        choices=("standard", "random"),
+        fixed=True,
+    )
+    dedup: bool = data(False, "drop repeated lines before splitting (changes published losses)", fixed=True)
+
+    shape = partial(option, group="model", low=1, fixed=True)
+    type: str = option("transformer", "which model, see the list below", group="model", fixed=True)
+    block_size: int = shape(0, "context length in characters (0: what the longest line needs)", low=0)
+    n_layer: int = shape(4, "number of layers")
+    n_head: int = shape(4, "number of attention heads")
+    n_embd: int = shape(64, "channels of the embedding and of the Transformer's residual stream")
+    n_embd2: int = shape(64, "channels elsewhere: hidden units of mlp, bow, wavenet and the recurrent networks")
+    dropout: float = option(0.0, "share of activations dropped while training", group="model", low=0, high=0.99)
+
+    train = partial(option, group="training")
+    max_steps: int = train(10_000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
+    batch_size: int = train(256, "lines per step (mlp, wavenet, bigram: contexts per step)", "-b", low=1)
+    learning_rate: float = train(1e-3, "peak learning rate", "-l", low=0)
+    weight_decay: float = train(0.01, "decoupled weight decay of the matrices", "-w", low=0)
+    optimizer: str = train("adamw", "how gradients become steps", choices=("adamw", "sgd"))
+    schedule: str = train(
+        "cosine",
+        "how the learning rate falls: to zero, or in one step to a tenth for the last quarter",
+        choices=("cosine", "linear", "step", "constant"),
+    )
+    warmup_steps: int = train(100, "steps in which the learning rate climbs to its peak", low=0)
+    decay_steps: int = train(0, "where the schedule ends (0: --max-steps, or the type's default if more)", low=0)
+    grad_clip: float = train(0.0, "longest gradient allowed, as a norm (0: any)", low=0)
+    seed: int = train(3407, "seed of initialisation, batches, dropout and samples", low=0, fixed=True)
+
+    sampling = partial(option, group="sampling")
+    num_samples: int = sampling(20, "how many samples to print", low=0)
+    temperature: float = sampling(
+        1.0, "below 1 tamer, above 1 wilder than the model; 0 always takes the likeliest", low=0
+    )
+    top_k: int = sampling(0, "choose among the k likeliest characters only (0: all)", low=-1)
+    top_p: float = sampling(1.0, "choose among the likeliest characters that make up this probability", low=0, high=1)
+    prefix: str = sampling("", "text that every sample begins with")
+
+    run = partial(option, group="run")
+    work_dir: str = run("out", "folder for model.pt, last.pt, log.csv and figures", "-o")
+    device: str = run("auto", "auto, cpu, cuda, cuda:N or mps")
+    eval_interval: int = run(0, "steps between evaluations on dev (0: a twentieth of the run)", low=0)
+    resume: bool = run(False, "go on from last.pt in the work folder, exactly")
+    sample_only: bool = run(False, "sample from model.pt in the work folder and stop")
+    eval: str = run("", "score this file with model.pt in the work folder and stop")
+
+    del data, shape, train, sampling, run
+
+
+def parse_args(argv, program, description, epilog, config_class):
+    """Return the settings that were given explicitly on the command line, as a dict of field name to value."""
+
+    class OneLine(argparse.ArgumentParser):
+        def error(self, message):
+            raise UserError(f"{message} (see --help)")
+
+    class Layout(argparse.RawDescriptionHelpFormatter):
+        def __init__(self, prog):
+            super().__init__(prog, max_help_position=30, width=120)
+
+    parser = OneLine(program, description=description, epilog=epilog, formatter_class=Layout, allow_abbrev=False)
+    groups = {}
+    for f in fields(config_class):
+        meta = f.metadata
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
+        group = groups[meta["group"]]
+        flag = "--" + f.name.replace("_", "-")
+        if isinstance(f.default, bool):
+            group.add_argument(flag, *meta["short"], action="store_true", default=argparse.SUPPRESS, help=meta["help"])
+        else:
+            default = f" [{f.default}]" if f.default not in ("", 0) else ""
+            group.add_argument(
+                flag,
+                *meta["short"],
+                type=type(f.default),
+                choices=meta["choices"],
+                help=meta["help"] + default,
+                default=argparse.SUPPRESS,
+                metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
+            )
+    # --max_steps is as good as --max-steps
+    argv = [
+        flag.replace("_", "-") + eq + value if flag.startswith("--") else flag + eq + value
+        for flag, eq, value in (arg.partition("=") for arg in argv)
+    ]
+    return vars(parser.parse_args(argv))
+
+
+def check_ranges(config):
+    """Raise UserError for the first setting that is outside what its field allows."""
+    for f in fields(config):
+        value, low, high = getattr(config, f.name), f.metadata["low"], f.metadata["high"]
+        flag = "--" + f.name.replace("_", "-")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{flag} {value}: must be a finite number")
+        if (low is not None and value < low) or (high is not None and value > high):
+            rule = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UserError(f"{flag} {value}: must be {rule}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data: a file of lines, once through the encoder, and then one tensor from which every batch is an index
+
+
+MAX_LINE = 4096  # characters; attention over more would take all memory there is
+
+
+def read_text(path):
+    """Return the file's text, or raise UserError that says what is wrong with it."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    if b"\0" in raw[:1_000_000]:
+        raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = raw.count(b"\n", 0, e.start) + 1
+        raise UserError(f"{path} is not UTF-8: line {line}, byte {e.start} is 0x{raw[e.start]:02x}") from None
+
+
+def read_lines(path):
+    """Return the non-empty lines of a file, stripped of surrounding white space."""
+    numbered = [(i, line.strip()) for i, line in enumerate(read_text(path).split("\n"), 1)]
+    lines = [line for _, line in numbered if line]
+    if not lines:
+        raise UserError(f"{path} is empty: one thing per line is needed")
+    for i, line in numbered:
+        if len(line) > MAX_LINE:
+            raise UserError(
+                f"{path}, line {i} has {len(line):,} characters, the limit is {MAX_LINE:,}: "
+                "break it up, or train gpt.py, which is made for running text"
+            )
+    return lines
+
+
+@dataclass
+class Vocab:
+    """The alphabet: character `chars[i]` is token `i + 1`; token 0 starts and ends every line."""
+
+    chars: str
+
+    def __len__(self):
+        return len(self.chars) + 1
+
+    def encode(self, text):
+        """Text to an array of tokens (N,). Raises UserError that names the characters it does not know."""
+        alphabet = np.array([ord(c) for c in self.chars], dtype=np.uint32)  # in order
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        tokens = np.searchsorted(alphabet, codes)
+        unknown = alphabet[np.minimum(tokens, len(alphabet) - 1)] != codes
+        if unknown.any():
+            names = " ".join(repr(chr(c)) for c in np.unique(codes[unknown])[:20])
+            raise UserError(f"unknown to this model: {names}; it knows {self.chars!r}")
+        return tokens + 1
+
+    def decode(self, tokens):
+        return "".join(self.chars[t - 1] for t in tokens)
+
+
+@dataclass
+class Corpus:
+    """What a file of lines holds: its vocabulary and its lines, split in three."""
+
+    vocab: Vocab
+    train: list[str]
+    dev: list[str]
+    test: list[str]
+    longest: int  # characters in the longest line
+    digest: str  # sha256 of the lines in the order of the file
+
+
+def load_corpus(config):
+    """Read and split config.input_file. The standard split is the lecture's: seed 42, one shuffle, 80/10/10."""
+    lines = read_lines(config.input_file)
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    if config.dedup:
+        lines = list(dict.fromkeys(lines))
+    n = len(lines)
+    if n < 3:
+        raise UserError(f"{config.input_file} has too few lines, {n}: train, dev and test need one each")
+    vocab = Vocab("".join(sorted(set("".join(lines)))))
+    random.Random(42 if config.split == "standard" else config.seed).shuffle(lines)
+    n2 = min(int(0.9 * n), n - 1)  # however few the lines, dev and test get one each
+    n1 = min(int(0.8 * n), n2 - 1)
+    return Corpus(vocab, lines[:n1], lines[n1:n2], lines[n2:], max(map(len, lines)), digest)
+
+
+class Lines:
+    """Lines as examples: `batch` gives whole lines, as long as the longest among them needs.
+
+    All lines lie in one stream of tokens with `gap` zeros before, between and after them, so that a line with its start
+    and end is a slice, and so is the context of any of its characters, padded with the start token as it should be.
+    """
+
+    gap = 1
+
+    def __init__(self, lines, vocab, device="cpu"):
+        chars = vocab.encode("".join(lines))
+        self.lengths = torch.tensor([len(line) for line in lines])
+        self.starts = torch.cumsum(self.lengths + self.gap, 0) - self.lengths  # where each line's first character lies
+        stream = np.zeros(len(chars) + self.gap * (len(lines) + 1) + int(self.lengths.max()), dtype=np.int32)
+        gaps_before = np.repeat(self.gap * np.arange(1, len(lines) + 1), self.lengths.numpy())
+        stream[np.arange(len(chars)) + gaps_before] = chars
+        self.stream = torch.from_numpy(stream).to(device)
+        self.device = device
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def batch(self, index):
+        """index (B,) -> inputs (B, T) and targets (B, T), which are -1 after the end of a line."""
+        length = self.lengths[index]
+        column = torch.arange(int(length.max()) + 2)  # the start token, the characters, the end token
+        rows = self.stream[((self.starts[index] - 1)[:, None] + column).to(self.device)].long()  # (B, T + 1)
+        inside = (column[:-1] <= length[:, None]).to(self.device)
+        return rows[:, :-1] * inside, rows[:, 1:].masked_fill(~inside, -1)
+
+    def in_order(self, batch_size):
+        """All examples once, in batches of similar lengths."""
+        return torch.argsort(self.lengths, stable=True).split(batch_size)
+
+
+class Windows(Lines):
+    """Characters as examples: `batch` gives the `block_size` tokens before each of them."""
+
+    def __init__(self, lines, vocab, device="cpu", block_size=3):
+        self.gap = block_size
+        super().__init__(lines, vocab, device)
+        is_char = self.stream != 0
+        is_target = is_char[block_size:] | is_char[block_size - 1 : -1]  # a character, or the zero right after one
+        self.first = is_target.nonzero()[:, 0]  # where each example's window begins
+        self.windows = self.stream.unfold(0, block_size + 1, 1)  # (N, block_size + 1), a view of the stream
+
+    def __len__(self):
+        return len(self.first)
+
+    def batch(self, index):
+        """index (B,) -> contexts (B, block_size) and targets (B,)."""
+        rows = self.windows[self.first[index.to(self.device)]].long()  # (B, block_size + 1)
+        return rows[:, :-1], rows[:, -1]
+
+    def in_order(self, batch_size):
+        return torch.arange(len(self)).split(batch_size)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Layers, written by hand as the lectures teach them; a test holds each against torch's own
+
+
+class Linear(nn.Module):
+    """y = x W + b with Kaiming initialisation (He et al. 2015): `gain` makes up for the non-linearity."""
+
+    def __init__(self, fan_in, fan_out, bias=True, gain=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(fan_out, fan_in) * gain / fan_in**0.5)
+        self.bias = nn.Parameter(torch.zeros(fan_out)) if bias else None
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """A row of numbers for every token."""
+
+    def __init__(self, num, dim, std=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num, dim) * std)
+
+    def forward(self, idx):
+        return F.embedding(idx, self.weight)
+
+
+class BatchNorm1d(nn.Module):
+    """Give every channel mean 0 and variance 1 over the batch, and over time if there is one (Ioffe & Szegedy 2015).
+
+    Training uses the batch's own statistics and remembers their running average, which evaluation uses.
+    """
+
+    def __init__(self, dim, eps=1e-5, momentum=0.1):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.gamma = nn.Parameter(torch.ones(dim))
+        self.beta = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    def forward(self, x):  # (B, C) or (B, T, C)
+        if self.training:
+            others = tuple(range(x.ndim - 1))  # all dimensions but the channels
+            var, mean = torch.var_mean(x, others, correction=0)
+            n = x.numel() // x.shape[-1]
+            with torch.no_grad():  # the running variance is the unbiased one, as torch has it
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * (n / max(n - 1, 1)), self.momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+        scale = self.gamma * torch.rsqrt(var + self.eps)
+        return torch.addcmul(self.beta - mean * scale, x, scale)
+
+
+class Tanh(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x)
+
+
+class FlattenConsecutive(nn.Module):
+    """Lay `n` neighbours in time side by side: (B, T, C) -> (B, T/n, n C), and (B, n C) when one is left."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    def forward(self, x):
+        B, T, C = x.shape
+        x = x.view(B, T // self.n, self.n * C)
+        return x.squeeze(1) if x.shape[1] == 1 else x
+
+
+class Sequential(nn.ModuleList):
+    """Layers applied one after the other."""
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+TANH_GAIN = 5 / 3  # tanh squashes; this gain keeps the standard deviation from layer to layer
+HEAD_GAIN = 0.1  # a quiet last layer: every network starts by calling all characters equally likely, at a loss of ln V
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models, simplest first. A window model sees contexts (B, block_size) and answers (B, V); a sequence model sees the
+# beginnings of lines (B, T) and answers every next character at once, (B, T, V).
+
+
+class Bigram(nn.Module):
+    """A table of logits with one row for every context. With --block-size 2 it is a trigram, and so on."""
+
+    windowed = True
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.place = vocab_size ** torch.arange(config.block_size)  # contexts are numbers written in base V
+        if vocab_size ** (config.block_size + 1) > 2**28:
+            raise UserError(
+                f"--block-size {config.block_size} needs a table of {vocab_size}^{config.block_size + 1} numbers"
+            )
+        self.table = Embedding(vocab_size**config.block_size, vocab_size, std=0.0)
+
+    def forward(self, idx):
+        return self.table((idx * self.place.to(idx.device)).sum(1))  # (B, V)
+
+
+class MLP(nn.Module):
+    """Embeddings of the last block_size characters, side by side, through tanh layers (Bengio et al. 2003)."""
+
+    windowed = True
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        layers = [Embedding(vocab_size, config.n_embd), FlattenConsecutive(config.block_size)]
+        width = config.block_size * config.n_embd
+        for _ in range(config.n_layer):
+            layers += [Linear(width, config.n_embd2, gain=TANH_GAIN), Tanh(), nn.Dropout(config.dropout)]
+            width = config.n_embd2
+        self.layers = Sequential([*layers, Linear(width, vocab_size, gain=HEAD_GAIN)])
+
+    def forward(self, idx):
+        return self.layers(idx)  # (B, V)
+
+
+class WaveNet(nn.Module):
+    """Two neighbours are fused at a time, then two pairs, and so on up a tree (after van den Oord et al. 2016)."""
+
+    windowed = True
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        depth = config.block_size.bit_length() - 1
+        if 2**depth != config.block_size or depth == 0:
+            raise UserError(
+                f"--block-size {config.block_size}: wavenet halves its context in every layer, so 2, 4, 8, ..."
+            )
+        layers = [Embedding(vocab_size, config.n_embd)]
+        width = config.n_embd
+        for _ in range(depth):
+            layers += [
+                FlattenConsecutive(2),
+                Linear(2 * width, config.n_embd2, bias=False, gain=TANH_GAIN),
+                BatchNorm1d(config.n_embd2),
+                Tanh(),
+                nn.Dropout(config.dropout),
+            ]
+            width = config.n_embd2
+        self.layers = Sequential([*layers, Linear(width, vocab_size, gain=HEAD_GAIN)])
+
+    def forward(self, idx):
+        return self.layers(idx)  # (B, V)
+
+
+class BoW(nn.Module):
+    """A bag of words: every position averages what stands before it, order forgotten but for the position embedding."""
+
+    windowed = False
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.tok = Embedding(vocab_size, config.n_embd)
+        self.pos = Embedding(config.block_size, config.n_embd)
+        self.up = Linear(config.n_embd, config.n_embd2, gain=TANH_GAIN)
+        self.down = Linear(config.n_embd2, config.n_embd)
+        self.head = Linear(config.n_embd, vocab_size, gain=HEAD_GAIN)
+
+    def forward(self, idx):
+        time = torch.arange(idx.shape[1], device=idx.device)
+        x = self.tok(idx) + self.pos(time)  # (B, T, C)
+        x = x + x.cumsum(1) / (time + 1)[:, None]  # the mean of the past, without a mask
+        x = x + self.down(torch.tanh(self.up(x)))
+        return self.head(x)  # (B, T, V)
+
+
+class Recurrence(nn.Module):
+    """What all recurrent layers share: a learned start, one projection of all inputs at once, a loop over time.
+
+    A cell says how many `gates` its projections feed, how many `states` it carries, and how to `step` from one time to
+    the next; state 0 is what the layer above sees.
+    """
+
+    gates = states = 1
+
+    def __init__(self, n_in, n_hidden):
+        super().__init__()
+        self.input = Linear(n_in, self.gates * n_hidden)
+        self.hidden = Linear(n_hidden, self.gates * n_hidden)
+        self.start = nn.Parameter(torch.zeros(self.states, 1, n_hidden))
+
+    def forward(self, x):  # (B, T, C) -> (B, T, hidden)
+        inputs = self.input(x).unbind(1)  # T times (B, gates * hidden): the loop is left with the part that must be one
+        state = [s.expand(len(x), -1) for s in self.start]
+        outputs = []
+        for xt in inputs:
+            state = self.step(xt, self.hidden(state[0]), *state)
+            outputs.append(state[0])
+        return torch.stack(outputs, 1)
+
+
+class RNNCell(Recurrence):
+    """h' = tanh(x + U h)  (Elman 1990; as a language model, Mikolov et al. 2010)."""
+
+    def step(self, x, u, h):
+        return [torch.tanh(x + u)]
+
+
+class GRUCell(Recurrence):
+    """Gates decide what to forget and what to renew (Cho et al. 2014, reset after the product as in cuDNN)."""
+
+    gates = 3
+
+    def step(self, x, u, h):
+        n = h.shape[1]
+        r, z = torch.sigmoid(x[:, : 2 * n] + u[:, : 2 * n]).chunk(2, 1)  # reset, update
+        new = torch.tanh(x[:, 2 * n :] + r * u[:, 2 * n :])
+        return [torch.lerp(new, h, z)]  # (1 - z) new + z h
+
+
+class LSTMCell(Recurrence):
+    """A second state, the cell, runs along a road with gates only (Hochreiter & Schmidhuber 1997)."""
+
+    gates, states = 4, 2
+
+    def step(self, x, u, h, c):
+        gates = x + u
+        i, f, _, o = torch.sigmoid(gates).chunk(4, 1)  # input, forget, -, output
+        c = f * c + i * torch.tanh(gates.chunk(4, 1)[2])
+        return [o * torch.tanh(c), c]
+
+
+class Recurrent(nn.Module):
+    """Embedding, n_layer recurrent layers of the given cell, head."""
+
+    windowed = False
+
+    def __init__(self, config, vocab_size, cell):
+        super().__init__()
+        widths = [config.n_embd] + [config.n_embd2] * config.n_layer
+        self.tok = Embedding(vocab_size, config.n_embd)
+        self.cells = nn.ModuleList([cell(a, b) for a, b in itertools.pairwise(widths)])
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = Linear(config.n_embd2, vocab_size, gain=HEAD_GAIN)
+
+    def forward(self, idx):
+        x = self.tok(idx)  # (B, T, C)
+        for cell in self.cells:
+            x = self.dropout(cell(x))  # (B, T, hidden)
+        return self.head(x)  # (B, T, V)
+
+
+class CausalSelfAttention(nn.Module):
+    """Every position asks all earlier ones and averages what answers (Vaswani et al. 2017)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd, gain=(2 * config.n_layer) ** -0.5)
+        self.dropout = config.dropout
+
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H) each
+        # softmax(q k^T / sqrt(C/H)) v with the future masked, in one kernel; gpt.py has the same written out
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Talk to each other, then think alone; both are added to the stream that runs past them."""
+
+    def __init__(self, config):
+        super().__init__()
+        C = config.n_embd
+        self.attend = nn.Sequential(nn.LayerNorm(C), CausalSelfAttention(config), nn.Dropout(config.dropout))
+        self.think = nn.Sequential(
+            nn.LayerNorm(C),
+            Linear(C, 4 * C),
+            nn.GELU(),
+            Linear(4 * C, C, gain=(2 * config.n_layer) ** -0.5),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x):
+        x = x + self.attend(x)
+        return x + self.think(x)
+
+
+class Transformer(nn.Module):
+    """The GPT-2 recipe at pocket size: normalisation first, GELU, learned positions (Radford et al. 2019)."""
+
+    windowed = False
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise UserError(f"--n-embd {config.n_embd} does not divide among --n-head {config.n_head}: take a multiple")
+        self.tok = Embedding(vocab_size, config.n_embd)
+        self.pos = Embedding(config.block_size, config.n_embd, std=0.1)
+        self.blocks = Sequential([Block(config) for _ in range(config.n_layer)])
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = Linear(config.n_embd, vocab_size, gain=HEAD_GAIN)
+
+    def forward(self, idx):
+        x = self.tok(idx) + self.pos.weight[: idx.shape[1]]  # (B, T, C)
+        return self.head(self.norm(self.blocks(x)))  # (B, T, V)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model for --type: what builds it from (config, vocab_size), a line about it, the defaults that suit it."""
+
+    build: callable
+    about: str
+    defaults: dict
+
+
+# fmt: off
+MODELS = {
+    "bigram": Entry(Bigram, "a table: the next character from the last --block-size ones",
+                    dict(block_size=1, batch_size=1024, learning_rate=0.05, max_steps=3000)),
+    "mlp": Entry(MLP, "embeddings of the last --block-size characters into tanh layers (Bengio et al. 2003)",
+                 dict(block_size=3, n_embd=24, n_embd2=256, n_layer=1, max_steps=15_000, learning_rate=3e-3)),
+    "wavenet": Entry(WaveNet, "a tree of convolutions over the last --block-size characters, with BatchNorm",
+                     dict(block_size=8, n_embd=24, n_embd2=128, max_steps=8000, learning_rate=3e-3)),
+    "bow": Entry(BoW, "the average of everything so far, order forgotten",
+                 dict(n_embd=64, n_embd2=256, batch_size=128, max_steps=5000, learning_rate=3e-3)),
+    "rnn": Entry(partial(Recurrent, cell=RNNCell), "the plain recurrent network (Elman 1990)",
+                 dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, max_steps=5000, learning_rate=3e-3, grad_clip=1.0)),
+    "gru": Entry(partial(Recurrent, cell=GRUCell), "with gates (Cho et al. 2014)",
+                 dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, max_steps=4000, learning_rate=3e-3, grad_clip=1.0)),
+    "lstm": Entry(partial(Recurrent, cell=LSTMCell), "with gates and a memory cell (Hochreiter & Schmidhuber 1997)",
+                  dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, max_steps=4000, learning_rate=3e-3, grad_clip=1.0)),
+    "transformer": Entry(Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
+                         dict(n_layer=4, n_head=4, n_embd=64, batch_size=128, max_steps=3000, learning_rate=3e-3, weight_decay=0.1)),
+}
+# fmt: on
+
+
+def configure(given, trained=None):
+    """Settings given explicitly win over those of a trained model, or else of the type's defaults."""
+    base = trained or replace(Config(), type=given.get("type", Config.type))
+    if base.type not in MODELS:
+        raise UserError(f"--type {base.type} is unknown: choose among {', '.join(MODELS)}")
+    for f in fields(Config):
+        free = f.name == "seed" and "resume" not in given  # other samples from the same model are welcome
+        if trained and f.metadata["fixed"] and not free and given.get(f.name, old := getattr(trained, f.name)) != old:
+            flag = "--" + f.name.replace("_", "-")
+            raise UserError(
+                f"{flag} {given[f.name]}: the model in this folder was trained with {old}; leave {flag} out"
+            )
+    config = replace(base, **{**({} if trained else MODELS[base.type].defaults), **given})
+    check_ranges(config)
+    return config
+
+
+def build(config, vocab_size, longest):
+    """Return the model that config describes and the config with its context length settled.
+
+    Sequence models need a position for every character of the longest line and for the start token.
+    """
+    entry = MODELS[config.type]
+    windowed = getattr(entry.build, "windowed", False)
+    if not windowed:
+        needed = longest + 1
+        if 0 < config.block_size < needed:
+            raise UserError(f"--block-size {config.block_size} is too short: the longest line needs {needed}")
+        config = replace(config, block_size=config.block_size or needed)
+    elif config.block_size < 1:
+        raise UserError(f"--block-size {config.block_size}: {config.type} needs at least 1")
+    torch.manual_seed(config.seed)
+    return entry.build(config, vocab_size), config
+
+
+def examples(model, lines, vocab, config, device):
+    """The lines as the kind of examples that the model takes."""
+    if model.windowed:
+        return Windows(lines, vocab, device, config.block_size)
+    return Lines(lines, vocab, device)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Evaluation and sampling: exact, in eval mode, and blind to the random numbers of training
+
+
+def cross_entropy(logits, targets, reduction="mean"):
+    """Negative log-likelihood of the targets in nats; targets of -1 do not count. The one loss for all models."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+
+@contextlib.contextmanager
+def inference(model):
+    """Eval mode and no gradients, for as long as it lasts."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluate(model, data, batch_size=2048):
+    """Return the exact mean loss over all predictions, in nats per character, and their number."""
+    total, count = 0.0, 0
+    with inference(model):
+        for index in data.in_order(batch_size):
+            x, y = data.batch(index)
+            total += cross_entropy(model(x), y, reduction="sum").item()
+            count += int((y >= 0).sum())
+    return total / count, count
+
+
+def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
+    """Logits (B, V) to probabilities (B, V) after temperature, top-k and top-p (Holtzman et al. 2020) have had their say."""
+    if temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    probs = logits.softmax(-1)
+    if top_p < 1:
+        ranked, order = probs.sort(descending=True, dim=-1)
+        ranked[ranked.cumsum(-1) - ranked > top_p] = 0  # the likeliest always stays: nothing is before it
+        probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
+    return probs
+
+
+def generate(model, vocab, config, limit, generator):
+    """Return config.num_samples lines, drawn character by character, none longer than limit."""
+    n, device = config.num_samples, next(model.parameters()).device
+    idx = torch.tensor([0, *vocab.encode(config.prefix)]).expand(n, -1)  # (n, t)
+    alive = torch.ones(n, dtype=torch.bool)
+    with inference(model):
+        while idx.shape[1] <= limit and alive.any():
+            seen = F.pad(idx, (config.block_size, 0))[:, -config.block_size :] if model.windowed else idx
+            logits = model(seen.to(device))
+            last = logits if model.windowed else logits[:, -1]
+            probs = next_token_probs(last.float().cpu(), config.temperature, config.top_k, config.top_p)
+            token = torch.multinomial(probs, 1, generator=generator)  # (n, 1)
+            token[~alive] = 0
+            idx = torch.cat((idx, token), 1)
+            alive &= token[:, 0] != 0
+    return [vocab.decode(t for t in row if t) for row in idx.tolist()]
+
+
+def print_samples(samples, corpus):
+    """Print samples, sorted by where they occur in the data; new ones are what makemore is for."""
+    if corpus is None:
+        print("\n".join(samples))
+        return
+    places = {name: set(getattr(corpus, name)) for name in ("train", "dev", "test")}
+    groups = {name: [] for name in ("train", "dev", "test", "new")}
+    for s in samples:
+        groups[next((name for name, lines in places.items() if s in lines), "new")].append(s)
+    for name, group in groups.items():
+        print(f"{'in ' + name if name != 'new' else 'new'} ({len(group)}):" + "".join("\n  " + s for s in group))
+    n = max(len(samples), 1)
+    new, unique = len(groups["new"]), len(set(samples))
+    print(f"samples: {len(samples)}, new {100 * new / n:.0f} %, unique {100 * unique / n:.0f} %")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints: plain dicts, complete in themselves, moved into place when they are whole
+
+
+def write_atomic(path, data):
+    """Write bytes to path so that at any moment the old file or the new one is there, whole."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
+
+
+def save_checkpoint(path, checkpoint):
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomic(path, buffer.getbuffer())
+
+
+def load_checkpoint(path, program):
+    """Return the checkpoint at path, written by this program, or raise UserError. Checkpoints never run code."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: train first, or point --work-dir at a trained folder") from None
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} is refused: it is corrupt, or carries code, which a checkpoint never needs") from None
+    except Exception:
+        raise UserError(f"{path} is corrupt: not a checkpoint, or cut short") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("program") != program:
+        raise UserError(f"{path} is not a checkpoint of {program}")
+    return checkpoint
+
+
+def make_work_dir(path):
+    """Create the folder if needed and make sure that files can be written there."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        probe = Path(path) / ".probe.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"cannot write in the folder {path}: {e.strerror}") from None
+    return Path(path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def pick_device(name):
+    """Turn --device into a torch.device that works, or raise UserError that says why it does not."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        with contextlib.suppress(UserError):
+            return pick_device(name)
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is unknown: auto, cpu, cuda, cuda:N or mps") from None
+    try:
+        torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        why = str(e).strip().splitlines()[0].rstrip(".")
+        if device.type == "cuda" and not torch.backends.cuda.is_built():
+            why = "this torch is built without CUDA; https://pytorch.org/get-started/locally names the install line"
+        raise UserError(f"--device {name} cannot be used: {why}") from None
+    return device
+
+
+class StopOnSignal:
+    """While it lasts, the first Ctrl-C (or TERM) only sets `signum`, so that the loop can end in order; the second kills."""
+
+    def __enter__(self):
+        self.signum = 0
+        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def note(self, signum, frame):
+        self.signum = signum
+        self.__exit__()
+
+    def __exit__(self, *exc):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+
+def clock(seconds):
+    """Seconds as m:ss or h:mm:ss."""
+    m, s = divmod(round(seconds), 60)
+    h, m = divmod(m, 60)
+    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
+
+
+def learning_rate(step, config, horizon):
+    """Climb for warmup_steps, then come down as --schedule says until `horizon`."""
+    climb = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    way = min(1.0, max(0, step - config.warmup_steps) / max(1, horizon - config.warmup_steps))
+    fall = {
+        "constant": 1.0,
+        "linear": 1 - way,
+        "cosine": 0.5 + 0.5 * math.cos(math.pi * way),
+        "step": 0.1 if way >= 0.75 else 1.0,
+    }
+    return config.learning_rate * climb * fall[config.schedule]
+
+
+def make_optimizer(model, config):
+    """AdamW or SGD; only matrices decay, never biases and gains."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        dict(params=[p for p in parameters if p.ndim >= 2], weight_decay=config.weight_decay),
+        dict(params=[p for p in parameters if p.ndim < 2], weight_decay=0.0),
+    ]
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent training, evaluation not counted
+    best_loss: float = math.inf  # on dev
+    best_step: int = 0
+    history: list = field(default_factory=list)  # the rows of log.csv
+
+
+LOG_COLUMNS = ("step", "seconds", "train_loss", "dev_loss", "lr")
+
+
+def snapshot(model, optimizer, generator, progress, config, corpus):
+    """All that is needed to go on as if nothing had happened, or to sample from the folder alone, as one plain dict."""
+    return dict(
+        program="makemore",
+        config=asdict(config),
+        progress=asdict(progress),
+        vocab=corpus.vocab.chars,
+        longest=corpus.longest,
+        digest=corpus.digest,
+        model=model.state_dict(),
+        optimizer=optimizer.state_dict(),
+        batches=generator.get_state(),
+        rng=torch.get_rng_state(),
+        cuda_rng=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
+
+
+def restore(checkpoint, optimizer, generator):
+    """Undo `snapshot` for everything but the model, and return the progress."""
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    generator.set_state(checkpoint["batches"])
+    torch.set_rng_state(checkpoint["rng"])
+    if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    return Progress(**checkpoint["progress"])
+
+
+def write_log(path, history):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([LOG_COLUMNS, *history])
+    write_atomic(path, text.getvalue().encode())
+
+
+class Console:
+    """A line for every evaluation and, on a terminal, one that moves in between."""
+
+    def __init__(self, max_steps):
+        self.max_steps, self.live, self.drawn = max_steps, sys.stdout.isatty(), 0.0
+
+    def head(self, step):
+        return f"step {step}/{self.max_steps}" if self.max_steps >= 0 else f"step {step}"
+
+    def left(self, step, pace):
+        return f"{clock((self.max_steps - step) * pace)} left" if self.max_steps > step else ""
+
+    def tick(self, step, loss, pace):
+        if self.live and time.perf_counter() - self.drawn > 0.2:
+            self.drawn = time.perf_counter()
+            line = f"{self.head(step)}  loss {loss:.4f}  {1000 * pace:.2f} ms/step  {self.left(step, pace)}"
+            print(f"\r\033[K{line}", end="", flush=True)
+
+    def row(self, step, train_loss, dev_loss, improved, lr, pace):
+        clear = "\r\033[K" if self.live else ""
+        print(
+            f"{clear}{self.head(step):<18}  train {train_loss:.4f}  dev {dev_loss:.4f}{'*' if improved else ' '}  "
+            f"lr {lr:.2e}  {1000 * pace:7.2f} ms/step  {self.left(step, pace)}",
+            flush=True,
+        )
+
+
+def check_finite(loss, step, progress, work_dir):
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} by step {step}: {work_dir / 'model.pt'} keeps the model of step {progress.best_step}; "
+            "try a lower --learning-rate, or --grad-clip 1"
+        )
+
+
+def train(model, corpus, config, device, work_dir, checkpoint=None):
+    """Train until --max-steps or a signal, keeping model.pt (best on dev) and last.pt. Return the signal's number or 0."""
+    data = {name: examples(model, getattr(corpus, name), corpus.vocab, config, device) for name in ("train", "dev")}
+    optimizer = make_optimizer(model, config)
+    generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
+    progress = restore(checkpoint, optimizer, generator) if checkpoint else Progress()
+    horizon = config.decay_steps or max(config.max_steps, MODELS[config.type].defaults["max_steps"])
+    interval = config.eval_interval or max(1, (config.max_steps if config.max_steps > 0 else horizon) // 20)
+    console = Console(config.max_steps)
+
+    recent, since = [], time.perf_counter()  # losses and time since the last evaluation
+    model.train()
+    with StopOnSignal() as stop:
+        while True:
+            step, lr = progress.step, learning_rate(progress.step, config, horizon)
+            over = stop.signum or step == config.max_steps
+
+            # once in a while: evaluate, save, report
+            if (step % interval == 0 or over) and not (progress.history and progress.history[-1][0] == step):
+                spent = time.perf_counter() - since
+                progress.seconds += spent
+                train_loss = torch.stack(recent).mean().item() if recent else math.nan
+                dev_loss, _ = evaluate(model, data["dev"])
+                check_finite(dev_loss, step, progress, work_dir)
+                improved = dev_loss < progress.best_loss
+                if improved:
+                    progress.best_loss, progress.best_step = dev_loss, step
+                progress.history.append([step, round(progress.seconds, 3), train_loss, dev_loss, lr])
+                state = snapshot(model, optimizer, generator, progress, config, corpus)
+                for name in ("model.pt", "last.pt") if improved else ("last.pt",):
+                    save_checkpoint(work_dir / name, state)
+                write_log(work_dir / "log.csv", progress.history)
+                console.row(step, train_loss, dev_loss, improved, lr, spent / max(1, len(recent)))
+                recent, since = [], time.perf_counter()
+            if over:
+                return stop.signum
+
+            # learn
+            x, y = data["train"].batch(torch.randint(len(data["train"]), (config.batch_size,), generator=generator))
+            loss = cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            if config.grad_clip:
+                nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            progress.step += 1
+
+            recent.append(loss.detach())
+            if progress.step % 10 == 0:  # a GPU has to wait when asked for a number, so not at every step
+                check_finite(loss.item(), progress.step, progress, work_dir)
+                console.tick(progress.step, loss.item(), (time.perf_counter() - since) / len(recent))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def plot_losses(path, history, best_step, vocab_size, title):
+    """Draw the rows of log.csv: the train and dev loss over the steps, and where the best model stands."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps, _, train_loss, dev_loss, _ = zip(*history, strict=True)
+    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    ax.plot(steps, train_loss, color="#8fb8de", label="train (mean since the last evaluation)")
+    ax.plot(steps, dev_loss, color="#c8553d", label="dev")
+    best = min(dev_loss)
+    ax.plot(best_step, best, "o", color="#c8553d", markersize=5)
+    ax.annotate(f"best {best:.4f}", (best_step, best), (0, 9), textcoords="offset points", ha="right", color="#c8553d")
+    uniform = math.log(vocab_size)
+    ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":")
+    ax.text(0, uniform, f" ln {vocab_size} = {uniform:.2f}: knows nothing", color="0.45", va="bottom", fontsize=8)
+    ax.set(
+        title=title,
+        xlabel="step",
+        ylabel="nats per character",
+        ylim=(min(*dev_loss, *train_loss[1:], best) - 0.05, uniform + 0.15),
+    )
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    write_atomic(path, buffer.getvalue())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def type_table():
+    """The models and their defaults, for --help."""
+    lines = ["models for --type, and the defaults that suit them:"]
+    for name, entry in MODELS.items():
+        lines += [
+            f"  {name:<12} {entry.about}",
+            " " * 15 + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in entry.defaults.items()),
+        ]
+    return "\n".join(lines)
+
+
+def open_model(checkpoint):
+    """Rebuild (model, vocab, config) from a checkpoint alone; what belongs to a single run is back at its default."""
+    try:
+        config = Config(**checkpoint["config"])
+        vocab = Vocab(checkpoint["vocab"])
+        model, config = build(config, len(vocab), checkpoint["longest"])
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise UserError(f"the checkpoint does not fit this version of makemore: {str(e).splitlines()[0]}") from None
+    passing = {f.name: f.default for f in fields(Config) if f.metadata["group"] in ("run", "sampling")}
+    return model, vocab, replace(config, **passing)
+
+
+def find_corpus(config, trained, digest):
+    """The corpus that a model was trained on, or None where the file is gone or has changed since."""
+    with contextlib.suppress(UserError):
+        corpus = load_corpus(replace(trained, input_file=config.input_file))
+        if corpus.digest == digest:
+            return corpus
+    return None
+
+
+def check_prefix(prefix, vocab, longest):
+    vocab.encode(prefix)  # names the characters it does not know
+    if len(prefix) >= longest:
+        raise UserError(f"--prefix has {len(prefix)} characters: it must be shorter than the longest line, {longest}")
+
+
+def sample(model, vocab, config, longest, corpus):
+    samples = generate(model, vocab, config, longest, torch.Generator().manual_seed(config.seed))
+    print_samples(samples, corpus)
+
+
+def run(argv):
+    """Do what the command line asks for and return the exit status."""
+    given = parse_args(
+        argv,
+        "makemore",
+        "Train a character-level language model on a file of lines, then sample.",
+        type_table(),
+        Config,
+    )
+    modes = [flag for flag in ("resume", "sample_only", "eval") if given.get(flag)]
+    if len(modes) > 1:
+        raise UserError(f"--{modes[0]} and --{modes[1]} do not go together".replace("_", "-"))
+    work_dir = Path(given.get("work_dir", Config.work_dir))
+    checkpoint = (
+        load_checkpoint(work_dir / ("last.pt" if "resume" in modes else "model.pt"), "makemore") if modes else None
+    )
+    if checkpoint is None:
+        config = configure(given)
+        corpus = load_corpus(config)
+        vocab, longest = corpus.vocab, corpus.longest
+        model, config = build(config, len(vocab), longest)
+    else:
+        model, vocab, trained = open_model(checkpoint)
+        config = configure(given, trained)
+        corpus, longest = find_corpus(config, trained, checkpoint["digest"]), checkpoint["longest"]
+    check_prefix(config.prefix, vocab, longest)
+    device = pick_device(config.device)
+    model.to(device)
+
+    if config.eval:
+        lines = read_lines(config.eval)
+        loss, count = evaluate(model, examples(model, lines, vocab, config, device))
+        print(f"eval: {loss:.4f} nats/char over {count} characters in {len(lines)} lines")
+        return 0
+    if config.sample_only:
+        if corpus is None:
+            print(f"makemore: {config.input_file} is gone or has changed: samples are not sorted", file=sys.stderr)
+        sample(model, vocab, config, longest, corpus)
+        return 0
+    if corpus is None:
+        raise UserError(f"{config.input_file} is gone or has changed: --resume needs the lines that the run began with")
+
+    make_work_dir(work_dir)
+    counts = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in ("train", "dev", "test"))
+    print(f"data: {config.input_file}: {counts} lines, {len(vocab)} tokens, longest line {longest}")
+    print(
+        f"model: {config.type}, {sum(p.numel() for p in model.parameters()):,} parameters, context {config.block_size}, on {device}"
+    )
+    signum = train(model, corpus, config, device, work_dir, checkpoint)
+
+    best = load_checkpoint(work_dir / "model.pt", "makemore")
+    model.load_state_dict(best["model"])
+    last = load_checkpoint(work_dir / "last.pt", "makemore")["progress"]
+    plot_losses(
+        work_dir / "loss.png",
+        last["history"],
+        last["best_step"],
+        len(vocab),
+        f"{config.type} on {Path(config.input_file).name}",
+    )
+    losses = [
+        evaluate(model, examples(model, lines, vocab, config, device))[0]
+        for lines in (corpus.train, corpus.dev, corpus.test)
+    ]
+    print("final: train {:.4f} dev {:.4f} test {:.4f} nats/char".format(*losses), f"(best at step {last['best_step']})")
+    sample(model, vocab, config, longest, corpus)
+    return 128 + signum if signum else 0
+
+
+def main(argv=None):
+    """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UserError as e:
+        print(f"makemore: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
