@@ -618,31 +618,43 @@ class Transformer(nn.Module):
 
 @dataclass(frozen=True)
 class Entry:
-    """A model for --type: what builds it from (config, vocab_size), a line about it, the defaults that suit it."""
+    """A row of the registry: the class, a line about it, the defaults that suit it, and the class's fixed arguments."""
 
-    build: callable
+    model: type
     about: str
     defaults: dict
+    fixed: dict = field(default_factory=dict)
 
 
 # fmt: off
 MODELS = {
-    "bigram": Entry(Bigram, "a table: the next character from the last --block-size ones",
-                    dict(block_size=1, batch_size=1024, learning_rate=0.05, max_steps=3000)),
-    "mlp": Entry(MLP, "embeddings of the last --block-size characters into tanh layers (Bengio et al. 2003)",
-                 dict(block_size=3, n_embd=24, n_embd2=256, n_layer=1, max_steps=15_000, learning_rate=3e-3)),
-    "wavenet": Entry(WaveNet, "a tree of convolutions over the last --block-size characters, with BatchNorm",
-                     dict(block_size=8, n_embd=24, n_embd2=128, max_steps=8000, learning_rate=3e-3)),
-    "bow": Entry(BoW, "the average of everything so far, order forgotten",
-                 dict(n_embd=64, n_embd2=256, batch_size=128, max_steps=5000, learning_rate=3e-3)),
-    "rnn": Entry(partial(Recurrent, cell=RNNCell), "the plain recurrent network (Elman 1990)",
-                 dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, max_steps=5000, learning_rate=3e-3, grad_clip=1.0)),
-    "gru": Entry(partial(Recurrent, cell=GRUCell), "with gates (Cho et al. 2014)",
-                 dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, max_steps=4000, learning_rate=3e-3, grad_clip=1.0)),
-    "lstm": Entry(partial(Recurrent, cell=LSTMCell), "with gates and a memory cell (Hochreiter & Schmidhuber 1997)",
-                  dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, max_steps=4000, learning_rate=3e-3, grad_clip=1.0)),
-    "transformer": Entry(Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
-                         dict(n_layer=4, n_head=4, n_embd=64, batch_size=128, max_steps=3000, learning_rate=3e-3, weight_decay=0.1)),
+    "bigram": Entry(
+        Bigram, "a table: the next character from the last --block-size ones",
+        dict(block_size=1, batch_size=1024, learning_rate=0.05, max_steps=3000)),
+    "mlp": Entry(
+        MLP, "embeddings of the last --block-size characters into tanh layers (Bengio et al. 2003)",
+        dict(block_size=3, n_layer=1, n_embd=24, n_embd2=256, learning_rate=3e-3, max_steps=15_000)),
+    "wavenet": Entry(
+        WaveNet, "a tree of convolutions over the last --block-size characters, with BatchNorm",
+        dict(block_size=8, n_embd=24, n_embd2=128, learning_rate=3e-3, max_steps=8000)),
+    "bow": Entry(
+        BoW, "the average of everything so far, order forgotten",
+        dict(n_embd=64, n_embd2=256, batch_size=128, learning_rate=3e-3, max_steps=5000)),
+    "rnn": Entry(
+        Recurrent, "the plain recurrent network (Elman 1990)",
+        dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, learning_rate=3e-3, max_steps=5000, grad_clip=1.0),
+        dict(cell=RNNCell)),
+    "gru": Entry(
+        Recurrent, "the recurrent network with gates (Cho et al. 2014)",
+        dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, learning_rate=3e-3, max_steps=4000, grad_clip=1.0),
+        dict(cell=GRUCell)),
+    "lstm": Entry(
+        Recurrent, "the recurrent network with gates and a memory cell (Hochreiter & Schmidhuber 1997)",
+        dict(n_layer=1, n_embd=48, n_embd2=128, batch_size=128, learning_rate=3e-3, max_steps=4000, grad_clip=1.0),
+        dict(cell=LSTMCell)),
+    "transformer": Entry(
+        Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
+        dict(n_layer=4, n_head=4, n_embd=64, batch_size=128, learning_rate=3e-3, max_steps=3000, weight_decay=0.1)),
 }
 # fmt: on
 
@@ -670,16 +682,12 @@ def build(config, vocab_size, longest):
     Sequence models need a position for every character of the longest line and for the start token.
     """
     entry = MODELS[config.type]
-    windowed = getattr(entry.build, "windowed", False)
-    if not windowed:
-        needed = longest + 1
-        if 0 < config.block_size < needed:
-            raise UserError(f"--block-size {config.block_size} is too short: the longest line needs {needed}")
-        config = replace(config, block_size=config.block_size or needed)
-    elif config.block_size < 1:
-        raise UserError(f"--block-size {config.block_size}: {config.type} needs at least 1")
+    needed = 1 if entry.model.windowed else longest + 1
+    if config.block_size < needed and (config.block_size or entry.model.windowed):
+        raise UserError(f"--block-size {config.block_size} is too short: {config.type} needs at least {needed} here")
+    config = replace(config, block_size=config.block_size or needed)
     torch.manual_seed(config.seed)
-    return entry.build(config, vocab_size), config
+    return entry.model(config, vocab_size, **entry.fixed), config
 
 
 def examples(model, lines, vocab, config, device):
@@ -722,7 +730,7 @@ def evaluate(model, data, batch_size=2048):
 
 
 def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
-    """Logits (B, V) to probabilities (B, V) after temperature, top-k and top-p (Holtzman et al. 2020) have had their say."""
+    """Logits (B, V) to probabilities (B, V) by temperature, top-k and top-p (Holtzman et al. 2020)."""
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     logits = logits / temperature
@@ -732,14 +740,15 @@ def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
     probs = logits.softmax(-1)
     if top_p < 1:
         ranked, order = probs.sort(descending=True, dim=-1)
-        ranked[ranked.cumsum(-1) - ranked > top_p] = 0  # the likeliest always stays: nothing is before it
+        before = ranked.cumsum(-1) - ranked
+        ranked[:, 1:][before[:, 1:] >= top_p] = 0  # the likeliest always stays
         probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
     return probs
 
 
-def generate(model, vocab, config, limit, generator):
+def generate(model, vocab, config, limit, generator, device):
     """Return config.num_samples lines, drawn character by character, none longer than limit."""
-    n, device = config.num_samples, next(model.parameters()).device
+    n = config.num_samples
     idx = torch.tensor([0, *vocab.encode(config.prefix)]).expand(n, -1)  # (n, t)
     alive = torch.ones(n, dtype=torch.bool)
     with inference(model):
@@ -833,26 +842,33 @@ def make_work_dir(path):
 def pick_device(name):
     """Turn --device into a torch.device that works, or raise UserError that says why it does not."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        with contextlib.suppress(UserError):
-            return pick_device(name)
+        if torch.cuda.is_available():
+            try:
+                return pick_device("cuda")
+            except UserError as e:
+                print(f"{e}; going on with the cpu", file=sys.stderr)
         return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name} is unknown: auto, cpu, cuda, cuda:N or mps") from None
-    try:
+    try:  # a card that torch has no kernels for is reported as available: only doing something tells
         torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         why = str(e).strip().splitlines()[0].rstrip(".")
-        if device.type == "cuda" and not torch.backends.cuda.is_built():
-            why = "this torch is built without CUDA; https://pytorch.org/get-started/locally names the install line"
+        if "no kernel image" in str(e):
+            why = (
+                "this torch has no kernels for the card; for a GTX 9xx or 10xx: "
+                'pip install "torch<2.15" --index-url https://download.pytorch.org/whl/cu126'
+            )
+        elif device.type == "cuda" and not torch.backends.cuda.is_built():
+            why = "this torch is built without CUDA; https://pytorch.org/get-started/locally has the command"
         raise UserError(f"--device {name} cannot be used: {why}") from None
     return device
 
 
 class StopOnSignal:
-    """While it lasts, the first Ctrl-C (or TERM) only sets `signum`, so that the loop can end in order; the second kills."""
+    """While it lasts, a first Ctrl-C (or TERM) only sets `signum` so that the loop can end in order; a second kills."""
 
     def __enter__(self):
         self.signum = 0
@@ -984,7 +1000,7 @@ def check_finite(loss, step, progress, work_dir):
 
 
 def train(model, corpus, config, device, work_dir, checkpoint=None):
-    """Train until --max-steps or a signal, keeping model.pt (best on dev) and last.pt. Return the signal's number or 0."""
+    """Train until --max-steps or a signal, keeping model.pt (best on dev) and last.pt. Return the signal or 0."""
     data = {name: examples(model, getattr(corpus, name), corpus.vocab, config, device) for name in ("train", "dev")}
     optimizer = make_optimizer(model, config)
     generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
@@ -998,7 +1014,7 @@ def train(model, corpus, config, device, work_dir, checkpoint=None):
     with StopOnSignal() as stop:
         while True:
             step, lr = progress.step, learning_rate(progress.step, config, horizon)
-            over = stop.signum or step == config.max_steps
+            over = stop.signum or 0 <= config.max_steps <= step
 
             # once in a while: evaluate, save, report
             if (step % interval == 0 or over) and not (progress.history and progress.history[-1][0] == step):
@@ -1116,8 +1132,8 @@ def check_prefix(prefix, vocab, longest):
         raise UserError(f"--prefix has {len(prefix)} characters: it must be shorter than the longest line, {longest}")
 
 
-def sample(model, vocab, config, longest, corpus):
-    samples = generate(model, vocab, config, longest, torch.Generator().manual_seed(config.seed))
+def sample(model, vocab, config, longest, corpus, device):
+    samples = generate(model, vocab, config, longest, torch.Generator().manual_seed(config.seed), device)
     print_samples(samples, corpus)
 
 
@@ -1158,7 +1174,7 @@ def run(argv):
     if config.sample_only:
         if corpus is None:
             print(f"makemore: {config.input_file} is gone or has changed: samples are not sorted", file=sys.stderr)
-        sample(model, vocab, config, longest, corpus)
+        sample(model, vocab, config, longest, corpus, device)
         return 0
     if corpus is None:
         raise UserError(f"{config.input_file} is gone or has changed: --resume needs the lines that the run began with")
@@ -1186,7 +1202,7 @@ def run(argv):
         for lines in (corpus.train, corpus.dev, corpus.test)
     ]
     print("final: train {:.4f} dev {:.4f} test {:.4f} nats/char".format(*losses), f"(best at step {last['best_step']})")
-    sample(model, vocab, config, longest, corpus)
+    sample(model, vocab, config, longest, corpus, device)
     return 128 + signum if signum else 0
 
 
