@@ -1182,9 +1182,8 @@ def run(argv):
     make_work_dir(work_dir)
     counts = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in ("train", "dev", "test"))
     print(f"data: {config.input_file}: {counts} lines, {len(vocab)} tokens, longest line {longest}")
-    print(
-        f"model: {config.type}, {sum(p.numel() for p in model.parameters()):,} parameters, context {config.block_size}, on {device}"
-    )
+    size = sum(p.numel() for p in model.parameters())
+    print(f"model: {config.type}, {size:,} parameters, context {config.block_size}, on {device}")
     signum = train(model, corpus, config, device, work_dir, checkpoint)
 
     best = load_checkpoint(work_dir / "model.pt", "makemore")
