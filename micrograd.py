@@ -23,6 +23,7 @@ import argparse
 import io
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -562,7 +563,7 @@ def gradcheck(f: Callable[..., Value], *inputs: float, eps: float = 1e-6, show=p
     leaves = [Value(x) for x in inputs]
     f(*leaves).backward()
     worst, rows = 0.0, [f"{'input':>12} {'backward':>14} {'measured':>14} {'difference':>11}"]
-    for i, leaf in enumerate(leaves):
+    for leaf in leaves:
         h = eps * max(1.0, abs(leaf.data))
         low, high = (f(*(Value(x.data + step * (x is leaf)) for x in leaves)).data for step in (-h, h))
         slope = (high - low) / (2.0 * h)
@@ -877,8 +878,8 @@ def gpt_demo(config: Config) -> None:
 
         recent = [*recent[-99:], loss.data]
         if time_to_report(step, config.max_steps):
-            seconds = time.perf_counter() - start
-            print(f"step {step:5d} | loss of the last hundred {sum(recent) / len(recent):.4f} | {seconds:.0f} s", flush=True)
+            average, seconds = sum(recent) / len(recent), time.perf_counter() - start
+            print(f"step {step:5d} | loss of the last hundred {average:.4f} | {seconds:.0f} s", flush=True)
     for _ in range(config.num_samples):
         print(sample(model, alphabet, config.temperature, rng), flush=True)
 
@@ -972,9 +973,8 @@ def parse(argv: Sequence[str]) -> Config:
             rules, text = {"type": type(f.default)} | rules, f"{text} (default: {f.default})"
         names = [f.metadata["short"]] * bool(f.metadata["short"]) + ["--" + f.name.replace("_", "-")]
         parser.add_argument(*names, default=f.default, help=text, **rules)
-    flags = (word.partition("=") if word.startswith("--") else (word, "", "") for word in argv)
-    words = [name.replace("_", "-") + equals + value if name.startswith("--") else name for name, equals, value in flags]
-    return Config(**vars(parser.parse_args(words)))
+    hyphens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
+    return Config(**vars(parser.parse_args(hyphens)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
