@@ -45,6 +45,8 @@ sys.modules |= {f"{__name__}.engine": engine, f"{__name__}.nn": nn}
 
 def number(x) -> float:
     """The float behind an int, a float, a NumPy scalar or a Value. Text, None and complex numbers are refused."""
+    if type(x) is float:
+        return x
     try:
         return float(x.__float__())  # float(x) would read text
     except (AttributeError, TypeError, ValueError, OverflowError):
@@ -140,7 +142,7 @@ class Value:
         y, slope = _power(a, b), b * _power(a, b - 1.0) if b else 0.0
         if isinstance(other, Value):
             return node(y, (self, other), (slope, 0.0 if a == 0.0 <= b else y * _log(a)), "**")
-        return node(y, (self,), (slope,), f"**{b:g}")
+        return node(y, (self,), (slope,), f"**{other}")
 
     def __rsub__(self, other):  # other - self
         other = number(other)
@@ -259,11 +261,13 @@ class Value:
             v.grad = 0.0
         self.grad += 1.0
         for v in order:
-            grad = v.grad
-            if not grad and math.isfinite(sum(v._local)):
+            grad, local = v.grad, v._local
+            if not grad and math.isfinite(sum(local)):
                 continue  # zero times anything is zero; anything but inf and nan, that is
-            for operand, local in zip(v._prev, v._local):  # the chain rule
-                operand.grad += local * grad
+            i = 0
+            for operand in v._prev:
+                operand.grad += local[i] * grad  # the chain rule
+                i += 1  # noqa: SIM113 (enumerate, like zip, costs more than a short loop itself)
 
 
 def topological(root: Value) -> list[Value]:
