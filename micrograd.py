@@ -64,7 +64,9 @@ def _power(a: float, b: float) -> float:
     try:
         y = a**b
     except (ZeroDivisionError, OverflowError):
-        return math.copysign(math.inf, a) if b % 2 == 1 else math.inf  # odd powers keep the sign, even that of -0.0
+        if a >= 0.0 or b % 1.0 == 0.0:
+            return math.copysign(math.inf, a) if b % 2.0 == 1.0 else math.inf  # odd powers keep the sign, also of -0.0
+        y = 0j
     if isinstance(y, complex):
         raise ValueError(f"({a:g}) ** {b:g} is not a real number: a negative base needs a whole exponent")
     return y
