@@ -69,6 +69,34 @@ class Config:
     n_embd: int = shape(64, "channels of the embedding and of the Transformer's residual stream")
     n_embd2: int = shape(64, "channels elsewhere: hidden units of mlp, bow, wavenet and the recurrent networks")
     dropout: float = option(0.0, "share of activations dropped while training", group="model", low=0, high=0.99)
+    batchnorm: bool = option(False, "mlp: BatchNorm before every tanh", group="model", fixed=True)
+    direct: bool = option(False, "mlp: connect the embeddings to the output directly, too", group="model", fixed=True)
+    conv: str = option(
+        "tree",
+        "wavenet: a tree over a window, or dilated convolutions over the line",
+        group="model",
+        choices=("tree", "dilated"),
+        fixed=True,
+    )
+    init: str = option(
+        "kaiming",
+        "first weights: kaiming with gain and a quiet last layer; torch: as nn.Linear; normal: N(0, 1); zeros",
+        group="model",
+        choices=("kaiming", "torch", "normal", "zeros"),
+        fixed=True,
+    )
+    n: int = option(
+        6, "ngram: its order, the length of context and character together", group="model", low=1, high=8, fixed=True
+    )
+    smoothing: str = option(
+        "kneser-ney", "ngram: what unseen characters get", group="model", choices=("kneser-ney", "additive"), fixed=True
+    )
+    strength: float = option(
+        0.0,
+        "ngram: count added to everything, or factor to Kneser-Ney's discounts (0: chosen on dev)",
+        group="model",
+        low=0,
+    )
 
     train = partial(option, group="training")
     max_steps: int = train(10_000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
@@ -387,6 +415,20 @@ class Sequential(nn.ModuleList):
         return x
 
 
+def reinitialise(model, scheme):
+    """Replace our first weights ("kaiming") by others that the lectures compare them with."""
+    draw = {
+        "torch": lambda p, fan_in: p.uniform_(-(fan_in**-0.5), fan_in**-0.5),  # what nn.Linear does
+        "normal": lambda p, fan_in: p.normal_(),  # far too loud: sure of itself before it has seen anything
+        "zeros": lambda p, fan_in: p.zero_(),  # nothing ever learns to differ from its neighbour
+    }
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, Linear) and scheme in draw:
+                for p in layer.parameters():
+                    draw[scheme](p, layer.weight.shape[1])
+
+
 TANH_GAIN = 5 / 3  # tanh squashes; this gain keeps the standard deviation from layer to layer
 HEAD_GAIN = 0.1  # a quiet last layer: every network starts by calling all characters equally likely, at a loss of ln V
 
@@ -396,10 +438,147 @@ HEAD_GAIN = 0.1  # a quiet last layer: every network starts by calling all chara
 # beginnings of lines (B, T) and answers every next character at once, (B, T, V).
 
 
-class Bigram(nn.Module):
-    """A table of logits with one row for every context. With --block-size 2 it is a trigram, and so on."""
+class WindowModel(nn.Module):
+    """Sees contexts (B, block_size), answers (B, V)."""
 
     windowed = True
+
+    @staticmethod
+    def context(config, longest):
+        return config.block_size
+
+
+class SequenceModel(nn.Module):
+    """Sees the beginnings of lines (B, T), answers every next character at once, (B, T, V)."""
+
+    windowed = False
+
+    @staticmethod
+    def context(config, longest):
+        """The longest line and the start token have to fit."""
+        if 0 < config.block_size <= longest:
+            raise UserError(f"--block-size {config.block_size} is too short: the longest line here needs {longest + 1}")
+        return config.block_size or longest + 1
+
+
+def find(keys, query):
+    """Where each query stands in the sorted keys, or -1."""
+    at = torch.searchsorted(keys, query).clamp(max=len(keys) - 1)
+    return torch.where(keys[at] == query, at, -1)
+
+
+class NGram(WindowModel):
+    """Counts of what followed every context of up to n - 1 characters. Counting is all its training.
+
+    A context of k characters is a node of a tree that is read from the newest character to the oldest, so the shorter
+    contexts, to which smoothing falls back, are met on the way. What level k says is mixed with what level k-1 says:
+
+        p_k = (count - discount) / total + (what the discounts freed) / total * p_{k-1},      p_{-1} = 1 / V
+
+    Interpolated modified Kneser-Ney (Chen & Goodman 1999): three discounts a level, for counts of 1, 2 and more, and
+    below the top a count of distinct contexts instead of occurrences. Additive smoothing is the same with no discount,
+    `strength` added to every count, and nothing between the top level and the uniform one.
+    """
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.V, self.additive = vocab_size, config.smoothing == "additive"
+        self.levels = range(config.n)
+        grid = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0] if self.additive else [i / 10 for i in range(5, 16)]
+        self.grid = [config.strength] if config.strength else grid
+        start = torch.full((config.n,), config.strength or 1.0, dtype=torch.float64)
+        self.strength = nn.Parameter(start, requires_grad=False)  # chosen on dev, not descended to
+
+    @staticmethod
+    def context(config, longest):
+        return max(1, config.n - 1)
+
+    def load_state_dict(self, state):
+        """The tables are as long as the data made them."""
+        for name, tensor in state.items():
+            if name != "strength":
+                self.register_buffer(name, tensor)
+        super().load_state_dict(state)
+
+    def fit(self, train, dev):
+        """Count the windows of `train`, then choose the strength on `dev`, level by level, the longest context first."""
+        windows = train.windows[train.first].long()  # (N, block_size + 1)
+        target, V = windows[:, -1], self.V
+        node, below = torch.zeros_like(target), None
+        for k in self.levels:
+            contexts = torch.zeros(1, dtype=torch.long, device=node.device)
+            if k:
+                contexts, node = torch.unique(node * V + windows[:, -1 - k], return_inverse=True)
+            pairs, pair, count = torch.unique(node * V + target, return_inverse=True, return_counts=True)
+            if k and not self.additive:  # the level below counts in how many of these contexts its pairs occur
+                parent = torch.empty_like(pairs).scatter_(0, pair, below)
+                self._level(k - 1, counts=torch.bincount(parent, minlength=len(getattr(self, f"pairs{k - 1}"))))
+            self._level(k, contexts=contexts, pairs=pairs, counts=count)
+            below = pair
+        found = self.look_up(*dev.batch(torch.arange(len(dev))))
+        for k in reversed(self.levels) if not self.additive else [self.levels[-1]]:
+            losses = {}
+            for strength in self.grid:
+                self.strength[k] = strength
+                losses[strength] = -self.mix(found).log().mean().item()
+            self.strength[k] = min(losses, key=losses.get)
+
+    def _level(self, k, **tables):
+        """Set tables of level k and what follows from them: totals, kinds and discounts."""
+        for name, tensor in tables.items():
+            self.register_buffer(f"{name}{k}", tensor)
+        contexts, pairs, counts = (getattr(self, f"{name}{k}") for name in ("contexts", "pairs", "counts"))
+        kind = F.one_hot(counts.clamp(max=3) - 1, 3).double()  # (pairs, 3): seen once, twice, more often
+        node = pairs // self.V
+        zeros = torch.zeros(len(contexts), 3, dtype=torch.float64, device=kind.device)
+        self.register_buffer(f"kinds{k}", zeros.index_add(0, node, kind))  # (contexts, 3)
+        self.register_buffer(f"totals{k}", zeros[:, 0].index_add(0, node, counts.double()))  # (contexts,)
+        n1, n2, n3, n4 = ((counts == i).sum().item() for i in (1, 2, 3, 4))
+        y = n1 / max(1, n1 + 2 * n2)
+        freed = [i - (i + 1) * y * more / max(1, few) for i, few, more in ((1, n1, n2), (2, n2, n3), (3, n3, n4))]
+        discounts = torch.tensor(freed, dtype=torch.float64, device=kind.device).clamp(min=0.1)
+        self.register_buffer(f"discounts{k}", discounts)
+
+    def look_up(self, idx, tokens):
+        """For contexts (B, block_size) and tokens (B,) or (B, Q): what every level has counted."""
+        tokens = tokens.view(len(idx), -1)
+        node, found = torch.zeros(len(idx), dtype=torch.long, device=idx.device), []
+        for k in self.levels:
+            contexts, pairs, counts, totals, kinds = (
+                getattr(self, f"{name}{k}") for name in ("contexts", "pairs", "counts", "totals", "kinds")
+            )
+            if k:
+                node = torch.where(node < 0, -1, find(contexts, node * self.V + idx[:, -k]))
+            seen = (node >= 0)[:, None]
+            pair = find(pairs, node[:, None] * self.V + tokens)
+            count = torch.where(seen & (pair >= 0), counts[pair], 0)
+            found.append((seen, count, totals[node][:, None], kinds[node]))
+        return found
+
+    def mix(self, found):
+        """The probabilities (B, Q) of what was looked up."""
+        p = torch.full_like(found[0][1], 1, dtype=torch.float64) / self.V
+        for k, (seen, count, total, kinds) in enumerate(found):
+            if self.additive:
+                if k < self.levels[-1]:
+                    continue
+                freed = self.strength[k] * self.V
+                total, kept = total + freed, count
+            else:
+                discounts = getattr(self, f"discounts{k}") * self.strength[k]
+                discounts = discounts.minimum(1 + torch.arange(3, device=p.device))  # nobody gives more than they have
+                freed = kinds @ discounts[:, None]
+                kept = count - F.pad(discounts, (1, 0))[count.clamp(max=3)]
+            p = torch.where(seen, (kept + freed * p) / total, p)
+        return p
+
+    def forward(self, idx):
+        tokens = torch.arange(self.V, device=idx.device).expand(len(idx), -1)
+        return self.mix(self.look_up(idx, tokens)).log().float()  # (B, V)
+
+
+class Bigram(WindowModel):
+    """A table of logits with one row for every context. With --block-size 2 it is a trigram, and so on."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -414,28 +593,38 @@ class Bigram(nn.Module):
         return self.table((idx * self.place.to(idx.device)).sum(1))  # (B, V)
 
 
-class MLP(nn.Module):
-    """Embeddings of the last block_size characters, side by side, through tanh layers (Bengio et al. 2003)."""
+def tanh_layer(fan_in, fan_out, batchnorm, dropout):
+    """Linear, perhaps BatchNorm (which makes the bias superfluous), tanh, perhaps dropout."""
+    layers = [Linear(fan_in, fan_out, bias=not batchnorm, gain=TANH_GAIN)]
+    layers += [BatchNorm1d(fan_out)] * batchnorm + [Tanh()]
+    return layers + [nn.Dropout(dropout)] * (dropout > 0)
 
-    windowed = True
+
+class MLP(WindowModel):
+    """Embeddings of the last block_size characters, side by side, through tanh layers (Bengio et al. 2003).
+
+    With `direct`, the embeddings also reach the output straight, as in the paper's equation 1.
+    """
 
     def __init__(self, config, vocab_size):
         super().__init__()
-        layers = [Embedding(vocab_size, config.n_embd), FlattenConsecutive(config.block_size)]
         width = config.block_size * config.n_embd
+        self.embed = Sequential([Embedding(vocab_size, config.n_embd), FlattenConsecutive(config.block_size)])
+        self.direct = Linear(width, vocab_size, bias=False, gain=HEAD_GAIN) if config.direct else None
+        layers = []
         for _ in range(config.n_layer):
-            layers += [Linear(width, config.n_embd2, gain=TANH_GAIN), Tanh(), nn.Dropout(config.dropout)]
+            layers += tanh_layer(width, config.n_embd2, config.batchnorm, config.dropout)
             width = config.n_embd2
         self.layers = Sequential([*layers, Linear(width, vocab_size, gain=HEAD_GAIN)])
 
     def forward(self, idx):
-        return self.layers(idx)  # (B, V)
+        x = self.embed(idx)  # (B, block_size * n_embd)
+        logits = self.layers(x)  # (B, V)
+        return logits + self.direct(x) if self.direct else logits
 
 
-class WaveNet(nn.Module):
+class WaveNet(WindowModel):
     """Two neighbours are fused at a time, then two pairs, and so on up a tree (after van den Oord et al. 2016)."""
-
-    windowed = True
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -444,16 +633,9 @@ class WaveNet(nn.Module):
             raise UserError(
                 f"--block-size {config.block_size}: wavenet halves its context in every layer, so 2, 4, 8, ..."
             )
-        layers = [Embedding(vocab_size, config.n_embd)]
-        width = config.n_embd
+        layers, width = [Embedding(vocab_size, config.n_embd)], config.n_embd
         for _ in range(depth):
-            layers += [
-                FlattenConsecutive(2),
-                Linear(2 * width, config.n_embd2, bias=False, gain=TANH_GAIN),
-                BatchNorm1d(config.n_embd2),
-                Tanh(),
-                nn.Dropout(config.dropout),
-            ]
+            layers += [FlattenConsecutive(2), *tanh_layer(2 * width, config.n_embd2, True, config.dropout)]
             width = config.n_embd2
         self.layers = Sequential([*layers, Linear(width, vocab_size, gain=HEAD_GAIN)])
 
@@ -461,10 +643,37 @@ class WaveNet(nn.Module):
         return self.layers(idx)  # (B, V)
 
 
-class BoW(nn.Module):
-    """A bag of words: every position averages what stands before it, order forgotten but for the position embedding."""
+class DilatedWaveNet(SequenceModel):
+    """Causal convolutions that reach 1, 2, 4, ... characters back (van den Oord et al. 2016).
 
-    windowed = False
+    Each layer opens a gate for what it found, adds it to the stream (residual) and hands it to the output (skip).
+    """
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        C, S = config.n_embd, config.n_embd2
+        self.tok = Embedding(vocab_size, C)
+        self.convs = nn.ModuleList(
+            Linear(2 * C, 2 * C) for _ in range(config.n_layer)
+        )  # two taps in, tanh and gate out
+        self.outs = nn.ModuleList(Linear(C, C + S, gain=config.n_layer**-0.5) for _ in range(config.n_layer))
+        self.split = [C, S]
+        self.dropout = nn.Dropout(config.dropout)
+        self.think = Linear(S, S, gain=2**0.5)
+        self.head = Linear(S, vocab_size, gain=HEAD_GAIN)
+
+    def forward(self, idx):
+        x, skips = self.tok(idx), 0  # (B, T, C)
+        for i, (conv, out) in enumerate(zip(self.convs, self.outs, strict=True)):
+            past = F.pad(x, (0, 0, 2**i, 0))[:, : x.shape[1]]  # what stood 2^i steps earlier, zeros before the start
+            found, gate = conv(torch.cat((past, x), -1)).chunk(2, -1)
+            residual, skip = out(self.dropout(torch.tanh(found) * torch.sigmoid(gate))).split(self.split, -1)
+            x, skips = x + residual, skips + skip
+        return self.head(self.dropout(F.relu(self.think(F.relu(skips)))))  # (B, T, V)
+
+
+class BoW(SequenceModel):
+    """A bag of words: every position averages what stands before it, order forgotten but for the position embedding."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -538,10 +747,8 @@ class LSTMCell(Recurrence):
         return [o * torch.tanh(c), c]
 
 
-class Recurrent(nn.Module):
+class Recurrent(SequenceModel):
     """Embedding, n_layer recurrent layers of the given cell, head."""
-
-    windowed = False
 
     def __init__(self, config, vocab_size, cell):
         super().__init__()
@@ -596,10 +803,8 @@ class Block(nn.Module):
         return x + self.think(x)
 
 
-class Transformer(nn.Module):
+class Transformer(SequenceModel):
     """The GPT-2 recipe at pocket size: normalisation first, GELU, learned positions (Radford et al. 2019)."""
-
-    windowed = False
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -628,6 +833,8 @@ class Entry:
 
 # fmt: off
 MODELS = {
+    "ngram": Entry(
+        NGram, "counts of --n characters in a row, smoothed (Kneser & Ney 1995)", dict(max_steps=0)),
     "bigram": Entry(
         Bigram, "a table: the next character from the last --block-size ones",
         dict(block_size=1, batch_size=1024, learning_rate=0.05, max_steps=3000)),
@@ -637,6 +844,9 @@ MODELS = {
     "wavenet": Entry(
         WaveNet, "a tree of convolutions over the last --block-size characters, with BatchNorm",
         dict(block_size=8, n_embd=24, n_embd2=128, learning_rate=3e-3, max_steps=8000)),
+    "wavenet-dilated": Entry(
+        DilatedWaveNet, "the same as --type wavenet --conv dilated: gated causal convolutions with skips",
+        dict(n_layer=4, n_embd=64, n_embd2=128, batch_size=128, learning_rate=3e-3, max_steps=3000, dropout=0.1)),
     "bow": Entry(
         BoW, "the average of everything so far, order forgotten",
         dict(n_embd=64, n_embd2=256, batch_size=128, learning_rate=3e-3, max_steps=5000)),
@@ -661,6 +871,8 @@ MODELS = {
 
 def configure(given, trained=None):
     """Settings given explicitly win over those of a trained model, or else of the type's defaults."""
+    if given.get("type") == "wavenet" and given.get("conv") == "dilated":
+        given = {**given, "type": "wavenet-dilated"}
     base = trained or replace(Config(), type=given.get("type", Config.type))
     if base.type not in MODELS:
         raise UserError(f"--type {base.type} is unknown: choose among {', '.join(MODELS)}")
@@ -682,12 +894,13 @@ def build(config, vocab_size, longest):
     Sequence models need a position for every character of the longest line and for the start token.
     """
     entry = MODELS[config.type]
-    needed = 1 if entry.model.windowed else longest + 1
-    if config.block_size < needed and (config.block_size or entry.model.windowed):
-        raise UserError(f"--block-size {config.block_size} is too short: {config.type} needs at least {needed} here")
-    config = replace(config, block_size=config.block_size or needed)
+    config = replace(config, block_size=entry.model.context(config, longest))
+    if config.block_size < 1:
+        raise UserError(f"--block-size {config.block_size}: {config.type} needs at least 1")
     torch.manual_seed(config.seed)
-    return entry.model(config, vocab_size, **entry.fixed), config
+    model = entry.model(config, vocab_size, **entry.fixed)
+    reinitialise(model, config.init)
+    return model, config
 
 
 def examples(model, lines, vocab, config, device):
@@ -906,7 +1119,7 @@ def learning_rate(step, config, horizon):
 
 def make_optimizer(model, config):
     """AdamW or SGD; only matrices decay, never biases and gains."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = list(model.parameters())
     groups = [
         dict(params=[p for p in parameters if p.ndim >= 2], weight_decay=config.weight_decay),
         dict(params=[p for p in parameters if p.ndim < 2], weight_decay=0.0),
@@ -1008,6 +1221,10 @@ def train(model, corpus, config, device, work_dir, checkpoint=None):
     horizon = config.decay_steps or max(config.max_steps, MODELS[config.type].defaults["max_steps"])
     interval = config.eval_interval or max(1, (config.max_steps if config.max_steps > 0 else horizon) // 20)
     console = Console(config.max_steps)
+    if isinstance(model, NGram):
+        config = replace(config, max_steps=0)
+        if not checkpoint:
+            model.fit(data["train"], data["dev"])
 
     recent, since = [], time.perf_counter()  # losses and time since the last evaluation
     model.train()
