@@ -14,6 +14,7 @@ every line and is drawn as '.'. Losses are in nats per character; the end of a l
 
 import argparse
 import contextlib
+import copy
 import csv
 import hashlib
 import io
@@ -69,7 +70,7 @@ class Config:
     n_embd: int = shape(64, "channels of the embedding and of the Transformer's residual stream")
     n_embd2: int = shape(64, "channels elsewhere: hidden units of mlp, bow, wavenet and the recurrent networks")
     dropout: float = option(0.0, "share of activations dropped while training", group="model", low=0, high=0.99)
-    batchnorm: bool = option(False, "mlp: BatchNorm before every tanh", group="model", fixed=True)
+    batchnorm: bool = option(False, "mlp, wavenet: BatchNorm before every tanh", group="model", fixed=True)
     direct: bool = option(False, "mlp: connect the embeddings to the output directly, too", group="model", fixed=True)
     conv: str = option(
         "tree",
@@ -112,6 +113,9 @@ class Config:
     warmup_steps: int = train(100, "steps in which the learning rate climbs to its peak", low=0)
     decay_steps: int = train(0, "where the schedule ends (0: --max-steps, or the type's default if more)", low=0)
     grad_clip: float = train(0.0, "longest gradient allowed, as a norm (0: any)", low=0)
+    backprop: str = train(
+        "autograd", "manual: mlp --batchnorm by the backward pass written out", choices=("autograd", "manual")
+    )
     seed: int = train(3407, "seed of initialisation, batches, dropout and samples", low=0, fixed=True)
 
     sampling = partial(option, group="sampling")
@@ -130,6 +134,10 @@ class Config:
     resume: bool = run(False, "go on from last.pt in the work folder, exactly")
     sample_only: bool = run(False, "sample from model.pt in the work folder and stop")
     eval: str = run("", "score this file with model.pt in the work folder and stop")
+    fold_batchnorm: bool = run(False, "fold BatchNorm of model.pt into its weights, as folded/model.pt, and stop")
+    find_lr: bool = run(False, "try learning rates from tiny to absurd, draw find_lr.png and stop")
+    check_backprop: bool = run(False, "compare 26 hand-written gradients with autograd's and stop")
+    diagnose: bool = run(False, "train, and draw what goes on inside: activations, gradients, updates, dead neurons")
 
     del data, shape, train, sampling, run
 
@@ -154,7 +162,8 @@ def parse_args(argv, program, description, epilog, config_class):
         group = groups[meta["group"]]
         flag = "--" + f.name.replace("_", "-")
         if isinstance(f.default, bool):
-            group.add_argument(flag, *meta["short"], action="store_true", default=argparse.SUPPRESS, help=meta["help"])
+            action = argparse.BooleanOptionalAction
+            group.add_argument(flag, *meta["short"], action=action, default=argparse.SUPPRESS, help=meta["help"])
         else:
             default = f" [{f.default}]" if f.default not in ("", 0) else ""
             group.add_argument(
@@ -305,6 +314,12 @@ class Lines:
         inside = (column[:-1] <= length[:, None]).to(self.device)
         return rows[:, :-1] * inside, rows[:, 1:].masked_fill(~inside, -1)
 
+    def bigrams(self, vocab_size):
+        """How often character j follows character i: (V, V)."""
+        a, b = self.stream[:-1], self.stream[1:]
+        pairs = (a * vocab_size + b)[(a != 0) | (b != 0)]  # two zeros in a row are a gap between lines
+        return torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size)
+
     def in_order(self, batch_size):
         """All examples once, in batches of similar lengths."""
         return torch.argsort(self.lengths, stable=True).split(batch_size)
@@ -376,16 +391,20 @@ class BatchNorm1d(nn.Module):
 
     def forward(self, x):  # (B, C) or (B, T, C)
         if self.training:
-            others = tuple(range(x.ndim - 1))  # all dimensions but the channels
-            var, mean = torch.var_mean(x, others, correction=0)
-            n = x.numel() // x.shape[-1]
-            with torch.no_grad():  # the running variance is the unbiased one, as torch has it
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * (n / max(n - 1, 1)), self.momentum)
+            mean, var = self.statistics(x)
         else:
             mean, var = self.running_mean, self.running_var
         scale = self.gamma * torch.rsqrt(var + self.eps)
         return torch.addcmul(self.beta - mean * scale, x, scale)
+
+    def statistics(self, x):
+        """Mean and variance of the batch, remembered on the way; the remembered variance is unbiased, as in torch."""
+        var, mean = torch.var_mean(x, tuple(range(x.ndim - 1)), correction=0)  # over all but the channels
+        n = x.numel() // x.shape[-1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (n / max(n - 1, 1)), self.momentum)
+        return mean, var
 
 
 class Tanh(nn.Module):
@@ -501,7 +520,7 @@ class NGram(WindowModel):
         super().load_state_dict(state)
 
     def fit(self, train, dev):
-        """Count the windows of `train`, then choose the strength on `dev`, level by level, the longest context first."""
+        """Count the windows of `train`, then choose the strength on `dev`, level by level, longest context first."""
         windows = train.windows[train.first].long()  # (N, block_size + 1)
         target, V = windows[:, -1], self.V
         node, below = torch.zeros_like(target), None
@@ -635,7 +654,7 @@ class WaveNet(WindowModel):
             )
         layers, width = [Embedding(vocab_size, config.n_embd)], config.n_embd
         for _ in range(depth):
-            layers += [FlattenConsecutive(2), *tanh_layer(2 * width, config.n_embd2, True, config.dropout)]
+            layers += [FlattenConsecutive(2), *tanh_layer(2 * width, config.n_embd2, config.batchnorm, config.dropout)]
             width = config.n_embd2
         self.layers = Sequential([*layers, Linear(width, vocab_size, gain=HEAD_GAIN)])
 
@@ -759,7 +778,7 @@ class Recurrent(SequenceModel):
         self.head = Linear(config.n_embd2, vocab_size, gain=HEAD_GAIN)
 
     def forward(self, idx):
-        x = self.tok(idx)  # (B, T, C)
+        x = self.dropout(self.tok(idx))  # (B, T, C)
         for cell in self.cells:
             x = self.dropout(cell(x))  # (B, T, hidden)
         return self.head(x)  # (B, T, V)
@@ -812,12 +831,13 @@ class Transformer(SequenceModel):
             raise UserError(f"--n-embd {config.n_embd} does not divide among --n-head {config.n_head}: take a multiple")
         self.tok = Embedding(vocab_size, config.n_embd)
         self.pos = Embedding(config.block_size, config.n_embd, std=0.1)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = Sequential([Block(config) for _ in range(config.n_layer)])
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = Linear(config.n_embd, vocab_size, gain=HEAD_GAIN)
 
     def forward(self, idx):
-        x = self.tok(idx) + self.pos.weight[: idx.shape[1]]  # (B, T, C)
+        x = self.dropout(self.tok(idx) + self.pos.weight[: idx.shape[1]])  # (B, T, C)
         return self.head(self.norm(self.blocks(x)))  # (B, T, V)
 
 
@@ -843,7 +863,7 @@ MODELS = {
         dict(block_size=3, n_layer=1, n_embd=24, n_embd2=256, learning_rate=3e-3, max_steps=15_000)),
     "wavenet": Entry(
         WaveNet, "a tree of convolutions over the last --block-size characters, with BatchNorm",
-        dict(block_size=8, n_embd=24, n_embd2=128, learning_rate=3e-3, max_steps=8000)),
+        dict(block_size=8, n_embd=24, n_embd2=128, batchnorm=True, learning_rate=3e-3, max_steps=8000)),
     "wavenet-dilated": Entry(
         DilatedWaveNet, "the same as --type wavenet --conv dilated: gated causal convolutions with skips",
         dict(n_layer=4, n_embd=64, n_embd2=128, batch_size=128, learning_rate=3e-3, max_steps=3000, dropout=0.1)),
@@ -991,6 +1011,154 @@ def print_samples(samples, corpus):
     n = max(len(samples), 1)
     new, unique = len(groups["new"]), len(set(samples))
     print(f"samples: {len(samples)}, new {100 * new / n:.0f} %, unique {100 * unique / n:.0f} %")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Backpropagation by hand, for the MLP with one BatchNorm layer, and what becomes of BatchNorm after training
+
+
+def batchnorm_parts(model):
+    """The four layers (embedding, linear, batchnorm, linear) that the hand-written backward pass is written for."""
+    layers = [m for m in model.modules() if isinstance(m, (Embedding, Linear, BatchNorm1d, nn.Dropout))]
+    if not isinstance(model, MLP) or [type(m) for m in layers] != [Embedding, Linear, BatchNorm1d, Linear]:
+        raise UserError(
+            "the hand-written backward pass is for --type mlp --batchnorm --n-layer 1, without --dropout and --direct"
+        )
+    return layers
+
+
+@torch.no_grad()
+def manual_gradients(model, x, y):
+    """Set p.grad of every parameter without autograd and return the loss. x (B, T), y (B,).
+
+    The two long chains are fused: cross-entropy's gradient is softmax minus one-hot, and BatchNorm's is the gradient
+    less its mean and less its share along the normalised input (Ioffe & Szegedy 2015, section 3, simplified).
+    """
+    embedding, hidden, norm, head = batchnorm_parts(model)
+    # forward
+    flat = embedding(x).flatten(1)  # (B, T C)
+    pre = hidden(flat)  # (B, hidden)
+    mean, var = norm.statistics(pre)
+    inv_std = torch.rsqrt(var + norm.eps)
+    unit = (pre - mean) * inv_std  # mean 0, variance 1
+    h = torch.tanh(norm.gamma * unit + norm.beta)
+    logprobs = F.log_softmax(head(h), -1)  # (B, V)
+    loss = -logprobs.gather(1, y[:, None]).mean()
+    # backward
+    dlogits = (logprobs.exp() - F.one_hot(y, logprobs.shape[1])) / len(y)
+    dact = (dlogits @ head.weight) * (1 - h * h)  # (B, hidden)
+    dbeta, dgamma = dact.sum(0), (dact * unit).sum(0)
+    dpre = norm.gamma * inv_std * (dact - (dbeta + unit * dgamma) / len(y))
+    dflat = dpre @ hidden.weight
+    head.weight.grad, head.bias.grad = dlogits.T @ h, dlogits.sum(0)
+    norm.gamma.grad, norm.beta.grad = dgamma, dbeta
+    hidden.weight.grad = dpre.T @ flat
+    rows = dflat.view(-1, embedding.weight.shape[1])  # (B T, C): every use of a character adds to its row
+    embedding.weight.grad = torch.zeros_like(embedding.weight).index_add_(0, x.flatten(), rows)
+    return loss
+
+
+def check_backprop(model, x, y):
+    """Return 26 rows (name, exact, approximate, max difference): each step's gradient by hand against autograd's.
+
+    The forward pass is chopped into the smallest steps, in float64; the backward pass takes them one by one in reverse.
+    """
+    embedding, hidden, norm, head = batchnorm_parts(model)
+    n, rows = len(y), torch.arange(len(y))
+    C, W1, gain, bias, W2, b2 = (
+        p.detach().double().requires_grad_()
+        for p in (embedding.weight, hidden.weight.T, norm.gamma, norm.beta, head.weight.T, head.bias)
+    )
+    b1 = torch.zeros(
+        W1.shape[1], dtype=torch.float64, requires_grad=True
+    )  # BatchNorm takes it away again: its gradient is 0
+    emb = C[x]  # (B, T, E)
+    embcat = emb.flatten(1)  # (B, T E)
+    hprebn = embcat @ W1 + b1  # (B, H)
+    bnmean = hprebn.sum(0) / n
+    bndiff = hprebn - bnmean
+    bndiff2 = bndiff**2
+    bnvar = bndiff2.sum(0) / n
+    bnvar_inv = (bnvar + norm.eps) ** -0.5
+    bnraw = bndiff * bnvar_inv
+    hpreact = gain * bnraw + bias
+    h = torch.tanh(hpreact)
+    logits = h @ W2 + b2  # (B, V)
+    logit_maxes = logits.amax(1, keepdim=True)
+    norm_logits = logits - logit_maxes
+    counts = norm_logits.exp()
+    counts_sum = counts.sum(1, keepdim=True)
+    counts_sum_inv = 1 / counts_sum
+    probs = counts * counts_sum_inv
+    logprobs = probs.log()
+    loss = -logprobs[rows, y].mean()
+    forward = dict(
+        logprobs=logprobs, probs=probs, counts_sum_inv=counts_sum_inv, counts_sum=counts_sum, counts=counts,
+        norm_logits=norm_logits, logit_maxes=logit_maxes, logits=logits, h=h, W2=W2, b2=b2, hpreact=hpreact,
+        bngain=gain,
+        bnbias=bias, bnraw=bnraw, bnvar_inv=bnvar_inv, bnvar=bnvar, bndiff2=bndiff2, bndiff=bndiff, bnmean=bnmean,
+        hprebn=hprebn, embcat=embcat, W1=W1, b1=b1, emb=emb, C=C,
+    )  # fmt: skip
+    truth = dict(zip(forward, torch.autograd.grad(loss, list(forward.values())), strict=True))
+
+    d = {}
+    with torch.no_grad():
+        d["logprobs"] = torch.zeros_like(logprobs).index_put((rows, y), torch.tensor(-1.0 / n, dtype=torch.float64))
+        d["probs"] = d["logprobs"] / probs
+        d["counts_sum_inv"] = (d["probs"] * counts).sum(1, keepdim=True)
+        d["counts_sum"] = -d["counts_sum_inv"] * counts_sum_inv**2
+        d["counts"] = d["probs"] * counts_sum_inv + d["counts_sum"]  # two ways lead to counts: their gradients add
+        d["norm_logits"] = d["counts"] * counts
+        d["logit_maxes"] = -d["norm_logits"].sum(1, keepdim=True)  # 0 but for rounding: it only guards against overflow
+        d["logits"] = d["norm_logits"] + d["logit_maxes"] * F.one_hot(logits.argmax(1), logits.shape[1])
+        d["h"] = d["logits"] @ W2.T
+        d["W2"] = h.T @ d["logits"]
+        d["b2"] = d["logits"].sum(0)
+        d["hpreact"] = d["h"] * (1 - h**2)
+        d["bngain"] = (d["hpreact"] * bnraw).sum(0)
+        d["bnbias"] = d["hpreact"].sum(0)
+        d["bnraw"] = d["hpreact"] * gain
+        d["bnvar_inv"] = (d["bnraw"] * bndiff).sum(0)
+        d["bnvar"] = d["bnvar_inv"] * -0.5 * (bnvar + norm.eps) ** -1.5
+        d["bndiff2"] = d["bnvar"].expand_as(bndiff2) / n
+        d["bndiff"] = d["bnraw"] * bnvar_inv + d["bndiff2"] * 2 * bndiff
+        d["bnmean"] = -d["bndiff"].sum(0)
+        d["hprebn"] = d["bndiff"] + d["bnmean"] / n
+        d["embcat"] = d["hprebn"] @ W1.T
+        d["W1"] = embcat.T @ d["hprebn"]
+        d["b1"] = d["hprebn"].sum(0)
+        d["emb"] = d["embcat"].view_as(emb)
+        d["C"] = torch.zeros_like(C).index_add(0, x.flatten(), d["emb"].flatten(0, 1))
+    return [
+        (
+            name,
+            torch.equal(d[name], truth[name]),
+            torch.allclose(d[name], truth[name]),
+            (d[name] - truth[name]).abs().max().item(),
+        )
+        for name in forward
+    ]
+
+
+@torch.no_grad()
+def fold_batchnorm(model, config, vocab_size, longest):
+    """Return a model without BatchNorm that computes the same in eval mode, and its config.
+
+    With the statistics fixed, BatchNorm is a scale and a shift of every channel, and so can live in the layer before.
+    """
+    if not config.batchnorm:
+        raise UserError(f"this {config.type} has no BatchNorm to fold")
+    folded, config = build(replace(config, batchnorm=False), vocab_size, longest)
+    layers = (m for m in folded.modules() if isinstance(m, (Embedding, Linear)))
+    for m in model.modules():
+        if isinstance(m, (Embedding, Linear)):
+            layer = next(layers)
+            layer.load_state_dict(m.state_dict(), strict=False)
+        elif isinstance(m, BatchNorm1d):
+            scale = m.gamma * torch.rsqrt(m.running_var + m.eps)
+            layer.weight.mul_(scale[:, None])
+            layer.bias.copy_(m.beta - m.running_mean * scale)
+    return folded, config
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1212,7 +1380,7 @@ def check_finite(loss, step, progress, work_dir):
         )
 
 
-def train(model, corpus, config, device, work_dir, checkpoint=None):
+def train(model, corpus, config, device, work_dir, checkpoint=None, meter=None):
     """Train until --max-steps or a signal, keeping model.pt (best on dev) and last.pt. Return the signal or 0."""
     data = {name: examples(model, getattr(corpus, name), corpus.vocab, config, device) for name in ("train", "dev")}
     optimizer = make_optimizer(model, config)
@@ -1255,15 +1423,20 @@ def train(model, corpus, config, device, work_dir, checkpoint=None):
 
             # learn
             x, y = data["train"].batch(torch.randint(len(data["train"]), (config.batch_size,), generator=generator))
-            loss = cross_entropy(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
+            if config.backprop == "manual":
+                loss = manual_gradients(model, x, y)
+            else:
+                loss = cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
             if config.grad_clip:
                 nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
             progress.step += 1
+            if meter:
+                meter()
 
             recent.append(loss.detach())
             if progress.step % 10 == 0:  # a GPU has to wait when asked for a number, so not at every step
@@ -1272,38 +1445,237 @@ def train(model, corpus, config, device, work_dir, checkpoint=None):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Diagnostics: hooks take a look inside during one batch and return rows; tables and figures are drawn from rows
+
+
+@dataclass
+class LayerRow:
+    """What one layer did with one batch. Only layers with weights have the last two."""
+
+    name: str
+    kind: str
+    output: torch.Tensor
+    grad: torch.Tensor  # of the loss with respect to the output
+    weight: torch.Tensor | None = None
+    weight_grad: torch.Tensor | None = None
+
+    @property
+    def saturated(self):
+        """Share of outputs where tanh has gone flat and passes no gradient on."""
+        return (self.output.abs() > 0.97).float().mean().item()
+
+    @property
+    def dead(self):
+        """Share of neurons that are flat for every example of the batch."""
+        return (self.output.abs() > 0.99).flatten(0, -2).all(0).float().mean().item()
+
+
+def inspect_layers(model, x, y):
+    """One forward and backward pass through a copy of the model: (loss, a LayerRow for every layer, in order)."""
+    model, rows = copy.deepcopy(model).train(), []
+
+    def look(name, layer, inputs, output):
+        output.retain_grad()
+        rows.append((name, layer, output))
+
+    for name, layer in model.named_modules():
+        if not list(layer.children()) and not isinstance(layer, nn.Dropout):
+            layer.register_forward_hook(partial(look, name))
+    loss = cross_entropy(model(x), y)
+    loss.backward()
+    weights = [getattr(layer, "weight", None) for _, layer, _ in rows]
+    return loss.item(), [
+        LayerRow(name, type(layer).__name__, out.detach(), out.grad, w, None if w is None else w.grad)
+        for (name, layer, out), w in zip(rows, weights, strict=True)
+    ]
+
+
+class UpdateMeter:
+    """Called after every step: log10 of how far each matrix moved, by its size (both as standard deviations)."""
+
+    def __init__(self, model):
+        self.matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
+        self.rows, self.before = [], [p.detach().clone() for p in self.matrices.values()]
+
+    @torch.no_grad()
+    def __call__(self):
+        pairs = list(zip(self.matrices.values(), self.before, strict=True))
+        self.rows.append([((p - old).std() / p.std()).clamp(min=1e-9).log10().item() for p, old in pairs])
+        for p, old in pairs:
+            old.copy_(p)
+
+
+def print_layers(loss, rows, vocab_size):
+    print(f"loss {loss:.4f} on a batch; a network that knows nothing has ln {vocab_size} = {math.log(vocab_size):.4f}")
+    print(
+        f"{'layer':<22}{'kind':<19}{'output':<18}{'mean':>7}{'std':>7}{'flat %':>8}{'dead %':>8}"
+        f"{'grad std':>10}{'grad:data':>11}"
+    )
+    for r in rows:
+        tanh = f"{100 * r.saturated:8.1f}{100 * r.dead:8.1f}" if r.kind == "Tanh" else " " * 16
+        ratio = (
+            f"{(r.weight_grad.std() / r.weight.std()).item():11.1e}"
+            if r.weight is not None and r.weight.ndim == 2
+            else ""
+        )
+        print(
+            f"{r.name:<22}{r.kind:<19}{tuple(r.output.shape)!s:<18}{r.output.mean():7.2f}{r.output.std():7.2f}{tanh}"
+            f"{r.grad.std():10.1e}{ratio}"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Figures
+
+
+@contextlib.contextmanager
+def drawing(path, columns=1, size=(7, 4.2)):
+    """Axes to draw on; afterwards the figure is at `path` as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size[0] * columns, size[1]), layout="constrained")
+    axes = figure.subplots(1, columns)
+    for ax in [axes] if columns == 1 else axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    yield axes
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=110)
+    write_atomic(path, buffer.getvalue())
 
 
 def plot_losses(path, history, best_step, vocab_size, title):
     """Draw the rows of log.csv: the train and dev loss over the steps, and where the best model stands."""
+    steps, _, train_loss, dev_loss, _ = zip(*history, strict=True)
+    best, uniform = min(dev_loss), math.log(vocab_size)
+    with drawing(path) as ax:
+        ax.plot(steps, train_loss, color="#8fb8de", label="train (mean since the last evaluation)")
+        ax.plot(steps, dev_loss, color="#c8553d", label="dev")
+        ax.plot(best_step, best, "o", color="#c8553d", markersize=5)
+        ax.annotate(
+            f"best {best:.4f}", (best_step, best), (0, 9), textcoords="offset points", ha="right", color="#c8553d"
+        )
+        ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":")
+        ax.text(0, uniform, f" ln {vocab_size} = {uniform:.2f}: knows nothing", color="0.45", va="bottom", fontsize=8)
+        bottom = min(*dev_loss, *(x for x in train_loss if x == x), uniform) - 0.05
+        ax.set(title=title, xlabel="step", ylabel="nats per character", ylim=(bottom, uniform + 0.15))
+        ax.legend(frameon=False)
+
+
+def plot_inside(work_dir, rows, meter, data, vocab):
+    """Draw activations.png, weights.png, dead.png, embedding.png and bigrams.png; return their names."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def shades(n):
+        return matplotlib.colormaps["viridis"]([i / max(1, n) for i in range(n)])
 
-    steps, _, train_loss, dev_loss, _ = zip(*history, strict=True)
-    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    ax.plot(steps, train_loss, color="#8fb8de", label="train (mean since the last evaluation)")
-    ax.plot(steps, dev_loss, color="#c8553d", label="dev")
-    best = min(dev_loss)
-    ax.plot(best_step, best, "o", color="#c8553d", markersize=5)
-    ax.annotate(f"best {best:.4f}", (best_step, best), (0, 9), textcoords="offset points", ha="right", color="#c8553d")
-    uniform = math.log(vocab_size)
-    ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":")
-    ax.text(0, uniform, f" ln {vocab_size} = {uniform:.2f}: knows nothing", color="0.45", va="bottom", fontsize=8)
-    ax.set(
-        title=title,
-        xlabel="step",
-        ylabel="nats per character",
-        ylim=(min(*dev_loss, *train_loss[1:], best) - 0.05, uniform + 0.15),
-    )
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    plt.close(figure)
-    write_atomic(path, buffer.getvalue())
+    def histogram(ax, values, **style):
+        heights, edges = torch.histogram(values.flatten().float().cpu(), bins=80, density=True)
+        ax.plot((edges[:-1] + edges[1:]) / 2, heights, linewidth=1.2, **style)
+
+    drawn = []
+    tanhs = [r for r in rows if r.kind == "Tanh"]
+    if tanhs:
+        drawn.append("activations.png")
+        with drawing(work_dir / drawn[-1], columns=2) as (left, right):
+            for r, color in zip(tanhs, shades(len(tanhs)), strict=True):
+                label = f"{r.name}: std {r.output.std():.2f}, {100 * r.saturated:.0f} % flat"
+                histogram(left, r.output, color=color, label=label)
+                histogram(right, r.grad, color=color, label=f"{r.name}: std {r.grad.std():.1e}")
+            for x in (-0.97, 0.97):
+                left.axvline(x, color="#c8553d", linewidth=0.8, linestyle="--")
+            left.set(title="tanh outputs: alike from layer to layer, few beyond ±0.97", xlabel="output", yticks=[])
+            right.set(title="their gradients: neither shrinking nor growing with depth", xlabel="gradient", yticks=[])
+            left.legend(frameon=False, fontsize=8)
+            right.legend(frameon=False, fontsize=8)
+        drawn.append("dead.png")
+        flat = (tanhs[0].output.abs() > 0.99).flatten(0, -2)[:128]
+        with drawing(work_dir / drawn[-1]) as ax:
+            ax.imshow(flat.cpu(), cmap="gray", interpolation="nearest", aspect="auto")
+            ax.set(
+                title=f"{tanhs[0].name}: white is |tanh| > 0.99; a column white throughout is a dead neuron",
+                xlabel="neuron",
+                ylabel="example",
+            )
+    matrices = [r for r in rows if r.weight is not None and r.weight.ndim == 2]
+    drawn.append("weights.png")
+    with drawing(work_dir / drawn[-1], columns=2) as (left, right):
+        for r, color in zip(matrices, shades(len(matrices)), strict=True):
+            ratio = (r.weight_grad.std() / r.weight.std()).item()
+            histogram(
+                left, r.weight_grad, color=color, label=f"{r.name} {tuple(r.weight.shape)}: grad:data {ratio:.0e}"
+            )
+        for i, (name, color) in enumerate(zip(meter.matrices, shades(len(meter.matrices)), strict=True)):
+            right.plot([row[i] for row in meter.rows], color=color, linewidth=0.8, label=name)
+        right.axhline(-3, color="#c8553d", linewidth=1, linestyle="--")
+        left.set(title="weight gradients: no matrix should stand apart", xlabel="gradient", yticks=[], yscale="log")
+        right.set(title="update:data, log10: around -3 (dashed) it learns at a good pace", xlabel="step")
+        left.legend(frameon=False, fontsize=7)
+        right.legend(frameon=False, fontsize=7)
+    table = next((r.weight.detach() for r in rows if r.kind == "Embedding" and len(r.weight) == len(vocab)), None)
+    if table is not None and table.shape[1] >= 2:
+        drawn.append("embedding.png")
+        centred = table - table.mean(0)
+        where = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).cpu()
+        with drawing(work_dir / drawn[-1], size=(6, 6)) as ax:
+            ax.scatter(where[:, 0], where[:, 1], s=220, color="#8fb8de")
+            for (x, y), char in zip(where, "." + vocab.chars, strict=True):
+                ax.text(x, y, char, ha="center", va="center")
+            ax.set(
+                title="embedding, its two widest directions: letters used alike stand together", xticks=[], yticks=[]
+            )
+    drawn.append("bigrams.png")
+    names, show = "." + vocab.chars, min(len(vocab), 40)
+    with drawing(work_dir / drawn[-1], size=(12, 12)) as ax:
+        counts = data.bigrams(len(vocab))[:show, :show].cpu()
+        ax.imshow(counts, cmap="Blues")
+        for i, row in enumerate(counts.tolist()):
+            for j, count in enumerate(row):
+                color = "white" if count > counts.max() / 2 else "0.35"
+                ax.text(j, i - 0.18, names[i] + names[j], ha="center", va="center", fontsize=7, color=color)
+                ax.text(j, i + 0.22, count, ha="center", va="center", fontsize=6, color=color)
+        ax.set(title="bigrams: how often the column's character follows the row's", xticks=[], yticks=[])
+    return drawn
+
+
+def find_learning_rate(model, data, config, path):
+    """Train a copy for 400 steps at rates from 1e-5 to 10, draw the loss against the rate, and return a good rate.
+
+    The range test of Smith (2017): the rate to take is where the loss still falls steeply, well before its minimum.
+    """
+    model = copy.deepcopy(model).train()
+    optimizer = make_optimizer(model, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    rates, losses, smooth = torch.logspace(-5, 1, 400).tolist(), [], []
+    for rate in rates:
+        x, y = data.batch(torch.randint(len(data), (config.batch_size,), generator=generator))
+        loss = cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        losses.append(loss.item())
+        smooth.append(loss.item() if not smooth else 0.9 * smooth[-1] + 0.1 * loss.item())
+        if not smooth[-1] < 2 * smooth[0]:
+            break
+    lowest = min(range(len(smooth)), key=smooth.__getitem__)
+    best = rates[lowest] / 3
+    with drawing(path) as ax:
+        ax.plot(rates[: len(losses)], losses, color="#8fb8de", linewidth=0.8, label="loss of the batch")
+        ax.plot(rates[: len(losses)], smooth, color="#c8553d", label="smoothed")
+        ax.axvline(best, color="0.4", linestyle="--", linewidth=1)
+        ax.annotate(f"{best:.1e}", (best, max(smooth[: lowest + 1])), (5, 0), textcoords="offset points", color="0.3")
+        ax.set(
+            title="range test: take the rate where the loss still falls, a third of where it is lowest",
+            xlabel="learning rate",
+            ylabel="nats per character",
+            xscale="log",
+            ylim=(min(losses) - 0.1, smooth[0] * 1.3),
+        )
+        ax.legend(frameon=False)
+    return best
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1363,7 +1735,7 @@ def run(argv):
         type_table(),
         Config,
     )
-    modes = [flag for flag in ("resume", "sample_only", "eval") if given.get(flag)]
+    modes = [flag for flag in ("resume", "sample_only", "eval", "fold_batchnorm") if given.get(flag)]
     if len(modes) > 1:
         raise UserError(f"--{modes[0]} and --{modes[1]} do not go together".replace("_", "-"))
     work_dir = Path(given.get("work_dir", Config.work_dir))
@@ -1397,11 +1769,42 @@ def run(argv):
         raise UserError(f"{config.input_file} is gone or has changed: --resume needs the lines that the run began with")
 
     make_work_dir(work_dir)
+    if config.fold_batchnorm:
+        folded, config = fold_batchnorm(model, config, len(vocab), longest)
+        losses = [evaluate(m, examples(m, corpus.dev, vocab, config, device))[0] for m in (model, folded.to(device))]
+        make_work_dir(work_dir / "folded")
+        save_checkpoint(
+            work_dir / "folded" / "model.pt", {**checkpoint, "config": asdict(config), "model": folded.state_dict()}
+        )
+        print("dev {:.6f} with BatchNorm, {:.6f} without; see".format(*losses), work_dir / "folded")
+        return 0
     counts = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in ("train", "dev", "test"))
     print(f"data: {config.input_file}: {counts} lines, {len(vocab)} tokens, longest line {longest}")
     size = sum(p.numel() for p in model.parameters())
     print(f"model: {config.type}, {size:,} parameters, context {config.block_size}, on {device}")
-    signum = train(model, corpus, config, device, work_dir, checkpoint)
+    training = examples(model, corpus.train, vocab, config, device)
+    batch = training.batch(torch.arange(min(len(training), config.batch_size)))
+    if config.find_lr:
+        rate = find_learning_rate(model, training, config, work_dir / "find_lr.png")
+        print(f"try --learning-rate {rate:.1e}; see {work_dir / 'find_lr.png'}")
+        return 0
+    if config.check_backprop:
+        print(f"{'gradient':<16}{'exact':<7}{'approx':<8}max difference")
+        for name, exact, approx, difference in check_backprop(model, *batch):
+            print(f"{name:<16}{exact!s:<7}{approx!s:<8}{difference:.1e}")
+        return 0
+    if config.backprop == "manual":
+        batchnorm_parts(model)
+    meter = UpdateMeter(model) if config.diagnose else None
+    if meter:
+        print_layers(*inspect_layers(model, *batch), len(vocab))
+    signum = train(model, corpus, config, device, work_dir, checkpoint, meter)
+    if meter:
+        loss, rows = inspect_layers(model, *batch)
+        print_layers(loss, rows, len(vocab))
+        print(
+            "figures:", ", ".join(str(work_dir / name) for name in plot_inside(work_dir, rows, meter, training, vocab))
+        )
 
     best = load_checkpoint(work_dir / "model.pt", "makemore")
     model.load_state_dict(best["model"])
@@ -1431,6 +1834,9 @@ def main(argv=None):
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":
