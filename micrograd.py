@@ -337,17 +337,16 @@ def affine(x: Iterable, rows: Iterable[Sequence[Value]], biases: Iterable[Value]
     The rows share what they have in common: x is looked at once, and as numbers it is nobody's operand.
     """
     x, nodes = split(x)
-    out = []
+    toward_w, out = (*x,) if biases is None else (1.0, *x), []
     for row, bias in zip(rows, biases or repeat(None)):
         w = [v.data for v in row]
         if len(w) != len(x):
             raise ValueError(f"{len(w)} weights met {len(x)} inputs: give exactly {len(w)}")
-        toward_x = w if nodes else ()
+        local = (*toward_w, *w) if nodes else toward_w
         if bias is None:
-            out.append(node(sum(map(mul, w, x)), (*row, *nodes), (*x, *toward_x), "dot"))
+            out.append(node(sum(map(mul, w, x)), (*row, *nodes), local, "dot"))
         else:
-            y = sum(map(mul, w, x), bias.data)
-            out.append(node(y, (bias, *row, *nodes), (1.0, *x, *toward_x), "dot"))
+            out.append(node(sum(map(mul, w, x), bias.data), (bias, *row, *nodes), local, "dot"))
     return out
 
 
