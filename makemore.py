@@ -1715,114 +1715,132 @@ def find_corpus(config, trained, digest):
     return None
 
 
-def check_prefix(prefix, vocab, longest):
-    vocab.encode(prefix)  # names the characters it does not know
-    if len(prefix) >= longest:
-        raise UserError(f"--prefix has {len(prefix)} characters: it must be shorter than the longest line, {longest}")
+@dataclass
+class Job:
+    """What every mode of the command line works with."""
+
+    config: Config
+    model: nn.Module
+    vocab: Vocab
+    longest: int  # characters in the longest line, the limit of samples
+    corpus: Corpus | None  # None where the data of a trained model is gone
+    device: torch.device
+    work_dir: Path
+    checkpoint: dict | None
+
+    def examples(self, lines):
+        return examples(self.model, lines, self.vocab, self.config, self.device)
+
+    def first_batch(self):
+        training = self.examples(self.corpus.train)
+        return training.batch(torch.arange(min(len(training), self.config.batch_size)))
 
 
-def sample(model, vocab, config, longest, corpus, device):
-    samples = generate(model, vocab, config, longest, torch.Generator().manual_seed(config.seed), device)
-    print_samples(samples, corpus)
-
-
-def run(argv):
-    """Do what the command line asks for and return the exit status."""
-    given = parse_args(
-        argv,
-        "makemore",
-        "Train a character-level language model on a file of lines, then sample.",
-        type_table(),
-        Config,
-    )
-    modes = [flag for flag in ("resume", "sample_only", "eval", "fold_batchnorm") if given.get(flag)]
-    if len(modes) > 1:
-        raise UserError(f"--{modes[0]} and --{modes[1]} do not go together".replace("_", "-"))
-    work_dir = Path(given.get("work_dir", Config.work_dir))
-    checkpoint = (
-        load_checkpoint(work_dir / ("last.pt" if "resume" in modes else "model.pt"), "makemore") if modes else None
-    )
-    if checkpoint is None:
+def open_job(given):
+    """Set up what the command line describes: a new model, or the one in the work folder."""
+    work_dir, checkpoint = Path(given.get("work_dir", Config.work_dir)), None
+    if any(given.get(mode) for mode in ("resume", "sample_only", "eval", "fold_batchnorm")):
+        checkpoint = load_checkpoint(work_dir / ("last.pt" if given.get("resume") else "model.pt"), "makemore")
+        model, vocab, trained = open_model(checkpoint)
+        config = configure(given, trained)
+        corpus, longest = find_corpus(config, trained, checkpoint["digest"]), checkpoint["longest"]
+    else:
         config = configure(given)
         corpus = load_corpus(config)
         vocab, longest = corpus.vocab, corpus.longest
         model, config = build(config, len(vocab), longest)
-    else:
-        model, vocab, trained = open_model(checkpoint)
-        config = configure(given, trained)
-        corpus, longest = find_corpus(config, trained, checkpoint["digest"]), checkpoint["longest"]
-    check_prefix(config.prefix, vocab, longest)
+    vocab.encode(config.prefix)  # names the characters it does not know
+    if len(config.prefix) >= longest:
+        raise UserError(f"--prefix {config.prefix!r} must be shorter than the longest line, {longest} characters")
     device = pick_device(config.device)
-    model.to(device)
+    return Job(config, model.to(device), vocab, longest, corpus, device, work_dir, checkpoint)
 
-    if config.eval:
-        lines = read_lines(config.eval)
-        loss, count = evaluate(model, examples(model, lines, vocab, config, device))
-        print(f"eval: {loss:.4f} nats/char over {count} characters in {len(lines)} lines")
-        return 0
-    if config.sample_only:
-        if corpus is None:
-            print(f"makemore: {config.input_file} is gone or has changed: samples are not sorted", file=sys.stderr)
-        sample(model, vocab, config, longest, corpus, device)
-        return 0
+
+def run_eval(job):
+    lines = read_lines(job.config.eval)
+    loss, count = evaluate(job.model, job.examples(lines))
+    print(f"eval: {loss:.4f} nats/char over {count} characters in {len(lines)} lines")
+
+
+def run_sample(job):
+    if job.corpus is None:
+        print(f"makemore: {job.config.input_file} is gone or has changed: samples are not sorted", file=sys.stderr)
+    generator = torch.Generator().manual_seed(job.config.seed)
+    print_samples(generate(job.model, job.vocab, job.config, job.longest, generator, job.device), job.corpus)
+
+
+def run_fold(job):
+    folder = make_work_dir(job.work_dir / "folded")
+    folded, config = fold_batchnorm(job.model, job.config, len(job.vocab), job.longest)
+    save_checkpoint(folder / "model.pt", {**job.checkpoint, "config": asdict(config), "model": folded.state_dict()})
+    if job.corpus:
+        losses = [evaluate(m, job.examples(job.corpus.dev))[0] for m in (job.model, folded.to(job.device))]
+        print("dev {:.6f} with BatchNorm, {:.6f} with it folded".format(*losses))
+    print(f"the folded model: {folder}")
+
+
+def run_find_lr(job):
+    path = make_work_dir(job.work_dir) / "find_lr.png"
+    rate = find_learning_rate(job.model, job.examples(job.corpus.train), job.config, path)
+    print(f"try --learning-rate {rate:.1e}; see {path}")
+
+
+def run_check_backprop(job):
+    rows = check_backprop(job.model, *job.first_batch())
+    print(f"{'gradient':<16}{'exact':<7}{'approx':<8}max difference")
+    for name, exact, approx, difference in rows:
+        print(f"{name:<16}{exact!s:<7}{approx!s:<8}{difference:.1e}")
+
+
+def run_training(job):
+    """The main job: train, pick the best on dev, report, sample. Returns 128 + signal if it was stopped by one."""
+    model, corpus, config, work_dir = job.model, job.corpus, job.config, job.work_dir
     if corpus is None:
         raise UserError(f"{config.input_file} is gone or has changed: --resume needs the lines that the run began with")
-
-    make_work_dir(work_dir)
-    if config.fold_batchnorm:
-        folded, config = fold_batchnorm(model, config, len(vocab), longest)
-        losses = [evaluate(m, examples(m, corpus.dev, vocab, config, device))[0] for m in (model, folded.to(device))]
-        make_work_dir(work_dir / "folded")
-        save_checkpoint(
-            work_dir / "folded" / "model.pt", {**checkpoint, "config": asdict(config), "model": folded.state_dict()}
-        )
-        print("dev {:.6f} with BatchNorm, {:.6f} without; see".format(*losses), work_dir / "folded")
-        return 0
-    counts = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in ("train", "dev", "test"))
-    print(f"data: {config.input_file}: {counts} lines, {len(vocab)} tokens, longest line {longest}")
-    size = sum(p.numel() for p in model.parameters())
-    print(f"model: {config.type}, {size:,} parameters, context {config.block_size}, on {device}")
-    training = examples(model, corpus.train, vocab, config, device)
-    batch = training.batch(torch.arange(min(len(training), config.batch_size)))
-    if config.find_lr:
-        rate = find_learning_rate(model, training, config, work_dir / "find_lr.png")
-        print(f"try --learning-rate {rate:.1e}; see {work_dir / 'find_lr.png'}")
-        return 0
-    if config.check_backprop:
-        print(f"{'gradient':<16}{'exact':<7}{'approx':<8}max difference")
-        for name, exact, approx, difference in check_backprop(model, *batch):
-            print(f"{name:<16}{exact!s:<7}{approx!s:<8}{difference:.1e}")
-        return 0
     if config.backprop == "manual":
         batchnorm_parts(model)
-    meter = UpdateMeter(model) if config.diagnose else None
-    if meter:
-        print_layers(*inspect_layers(model, *batch), len(vocab))
-    signum = train(model, corpus, config, device, work_dir, checkpoint, meter)
-    if meter:
-        loss, rows = inspect_layers(model, *batch)
-        print_layers(loss, rows, len(vocab))
-        print(
-            "figures:", ", ".join(str(work_dir / name) for name in plot_inside(work_dir, rows, meter, training, vocab))
-        )
+    make_work_dir(work_dir)
+    sizes = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in ("train", "dev", "test"))
+    print(f"data: {config.input_file}: {sizes} lines, {len(job.vocab)} tokens, longest line {job.longest}")
+    count = sum(p.numel() for p in model.parameters())
+    print(f"model: {config.type}, {count:,} parameters, context {config.block_size}, on {job.device}")
 
-    best = load_checkpoint(work_dir / "model.pt", "makemore")
-    model.load_state_dict(best["model"])
-    last = load_checkpoint(work_dir / "last.pt", "makemore")["progress"]
-    plot_losses(
-        work_dir / "loss.png",
-        last["history"],
-        last["best_step"],
-        len(vocab),
-        f"{config.type} on {Path(config.input_file).name}",
-    )
-    losses = [
-        evaluate(model, examples(model, lines, vocab, config, device))[0]
-        for lines in (corpus.train, corpus.dev, corpus.test)
-    ]
-    print("final: train {:.4f} dev {:.4f} test {:.4f} nats/char".format(*losses), f"(best at step {last['best_step']})")
-    sample(model, vocab, config, longest, corpus, device)
+    meter = None
+    if config.diagnose:
+        meter = UpdateMeter(model)
+        print_layers(*inspect_layers(model, *job.first_batch()), len(job.vocab))
+    signum = train(model, corpus, config, job.device, work_dir, job.checkpoint, meter)
+    if config.diagnose:
+        loss, rows = inspect_layers(model, *job.first_batch())
+        print_layers(loss, rows, len(job.vocab))
+        figures = plot_inside(work_dir, rows, meter, job.examples(corpus.train), job.vocab)
+        print("figures:", ", ".join(str(work_dir / name) for name in figures))
+
+    progress = load_checkpoint(work_dir / "last.pt", "makemore")["progress"]
+    model.load_state_dict(load_checkpoint(work_dir / "model.pt", "makemore")["model"])
+    title = f"{config.type} on {Path(config.input_file).name}"
+    plot_losses(work_dir / "loss.png", progress["history"], progress["best_step"], len(job.vocab), title)
+    losses = [evaluate(model, job.examples(lines))[0] for lines in (corpus.train, corpus.dev, corpus.test)]
+    best = f"(best at step {progress['best_step']})"
+    print("final: train {:.4f} dev {:.4f} test {:.4f} nats/char".format(*losses), best)
+    run_sample(job)
     return 128 + signum if signum else 0
+
+
+MODES = {
+    "eval": run_eval, "sample_only": run_sample, "fold_batchnorm": run_fold,
+    "find_lr": run_find_lr, "check_backprop": run_check_backprop, "resume": run_training,
+}  # fmt: skip
+
+
+def run(argv):
+    """Do what the command line asks for and return the exit status."""
+    about = "Train a character-level language model on a file of lines, then sample."
+    given = parse_args(argv, "makemore", about, type_table(), Config)
+    modes = [mode for mode in MODES if given.get(mode)]
+    if len(modes) > 1:
+        raise UserError(f"--{modes[0]} and --{modes[1]} do not go together".replace("_", "-"))
+    return (MODES[modes[0]] if modes else run_training)(open_job(given)) or 0
 
 
 def main(argv=None):
