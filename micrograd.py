@@ -1,7 +1,7 @@
 """micrograd: a scalar autograd engine, a small neural-network library on top of it, and pictures of both.
 
     python micrograd.py                                      # learn to tell two moons apart; writes three figures
-    python micrograd.py --data spiral --layers 24,24 --activation tanh --optimizer adam --max-steps 300
+    python micrograd.py --data spiral --noise 0.02 --optimizer adam -l 0.02 --max-steps 300
     python micrograd.py --demo gpt -i names.txt              # a GPT made of scalars learns names and invents new ones
 
 In a program or a notebook:
@@ -657,20 +657,20 @@ def plot_graph(root: Value):
         if not a._prev:
             column[a] = min(column[b] - 1, column[a] or column[b])
 
-    # Rows: everybody moves toward the mean row of the neighbours. An edge that passes a column takes a seat there,
-    # (operand, result, column), so that it does not run behind a box.
+    # Rows: from left to right and back, everybody moves toward the mean row of the neighbours just placed. An edge that
+    # passes a column takes a seat there, (operand, result, column), so that it does not run behind a box.
     routes = [[a, *((a, b, c) for c in range(column[a] + 1, column[b])), b] for a, b in edges]
     column |= {seat: seat[2] for route in routes for seat in route[1:-1]}
     columns = [[s for s in column if column[s] == c] for c in range(max(column.values()) + 1)]
-    neighbours = {s: [] for s in column}
+    before, after = ({s: [] for s in column} for _ in range(2))
     for a, b in (pair for route in routes for pair in pairwise(route)):
-        neighbours[a].append(b)
-        neighbours[b].append(a)
+        before[b].append(a)
+        after[a].append(b)
     row = dict.fromkeys(column, 0.0)
-    for _ in range(12):
-        for seats in columns:
-            seats.sort(key=lambda s: sum(row[n] for n in neighbours[s]) / max(1, len(neighbours[s])))
-            row |= {s: (len(seats) - 1) / 2 - i for i, s in enumerate(seats)}
+    for placed in (before, after) * 6:
+        for seats in columns if placed is before else columns[::-1]:
+            seats.sort(key=lambda s: sum(row[n] for n in placed[s] or [s]) / len(placed[s] or [s]))
+            row |= {s: i - (len(seats) - 1) / 2 for i, s in enumerate(seats)}
 
     dx, dy, w, h = 2.5, 0.75, 1.2, 0.6  # inches: between columns, between rows, of a box
     wide, tall = dx * len(columns) - 0.9, dy * max(map(len, columns)) + 0.2
