@@ -28,7 +28,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise, repeat
 from operator import mul
@@ -380,6 +380,8 @@ def softmax(logits: Iterable) -> list[Value]:
 
 def probabilities(logits: Sequence[float]) -> list[float]:
     """softmax of plain numbers. Subtracting the largest changes nothing, except that exp cannot overflow."""
+    if not logits:
+        raise ValueError("softmax of no logits: give at least one")
     top = max(logits)
     weights = [math.exp(x - top) for x in logits]
     scale = 1.0 / sum(weights)
@@ -401,21 +403,19 @@ class Module:
     """Something with parameters: all Values in its attributes, also inside lists and other Modules."""
 
     def parameters(self) -> list[Value]:
-        return list(values_in(list(vars(self).values())))
+        return values_in(list(vars(self).values()))
 
     def zero_grad(self) -> None:
         for p in self.parameters():
             p.grad = 0.0
 
 
-def values_in(x) -> Iterator[Value]:
+def values_in(x) -> list[Value]:
     if isinstance(x, Value):
-        yield x
-    elif isinstance(x, Module):
-        yield from x.parameters()
-    elif isinstance(x, (list, tuple)):
-        for item in x:
-            yield from values_in(item)
+        return [x]
+    if isinstance(x, Module):
+        return x.parameters()
+    return [v for item in x for v in values_in(item)] if isinstance(x, (list, tuple)) else []
 
 
 class Neuron(Module):
@@ -495,8 +495,11 @@ def hinge(scores: Iterable, targets: Iterable) -> Value:
 
 
 def logistic(scores: Iterable, targets: Iterable) -> Value:
-    """Cross-entropy of two classes, whose logits are 0 and the score; the targets are −1 and 1."""
-    return mean(cross_entropy([0.0, s], int(t > 0)) for s, t in zip(scores, targets))
+    """−log sigmoid(t·s), the cross-entropy of two classes; the targets t are −1 and 1."""
+    pairs, nodes = examples(scores, targets)
+    n = len(pairs)
+    loss = sum(math.log1p(math.exp(-abs(s))) + max(-t * s, 0.0) for s, t in pairs) / n
+    return node(loss, nodes, tuple(-t * _sigmoid(-t * s) / n for s, t in pairs), "logistic")
 
 
 def cross_entropy(logits: Iterable, target: int) -> Value:
@@ -819,12 +822,17 @@ def draw_training(model: Module, points: Sequence, targets: Sequence, losses: Se
 
 
 class GPT(Module):
-    """One Transformer block: attention lets a position look back, the MLP lets it think. arXiv:1706.03762"""
+    """One Transformer block: attention lets a position look back, the MLP lets it think. arXiv:1706.03762
+
+    In place of the original's layer norm, GELU and biases it has RMS norm, ReLU and none.
+    """
 
     def __init__(self, vocab_size: int, n_embd: int = 16, n_head: int = 4, block_size: int = 16, rng=random):
         def matrix(rows: int, columns: int) -> list[list[Value]]:
             return [[Value(rng.gauss(0, 0.08)) for _ in range(columns)] for _ in range(rows)]
 
+        if n_embd % n_head:
+            raise ValueError(f"{n_head} heads cannot share {n_embd} channels: make n_embd a multiple of n_head")
         self.n_head, self.block_size = n_head, block_size
         self.token, self.position = matrix(vocab_size, n_embd), matrix(block_size, n_embd)
         self.query, self.key, self.value, self.project = (matrix(n_embd, n_embd) for _ in range(4))

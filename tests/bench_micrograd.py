@@ -332,10 +332,9 @@ def report_gpt(rounds: int) -> None:
     runs = {kind: [] for kind in ("scalar", "plain", "fused")}
     for _ in range(rounds):
         for kind in runs:
-            runs[kind].append(run(f"gpt {kind}", 40 if kind == "fused" else 10))
+            runs[kind].append(run(f"gpt {kind}", 20))
     print("\nthe GPT of 4,192 scalars, one name a step")
-    # the first ten steps only: the same ten names for all three
-    fused = milliseconds([{"times": r["times"][:10]} for r in runs["fused"]])
+    fused = milliseconds(runs["fused"])
     print(f"  fused operations                 {fused:9.2f} ms a step")
     for kind, name in (("plain", "plain operations on our Value"), ("scalar", "plain operations, minimal Value")):
         ms = milliseconds(runs[kind])
