@@ -105,7 +105,6 @@ class Value:
     """
 
     __slots__ = ("_local", "_op", "_prev", "data", "grad", "label")
-    __array_ufunc__ = None  # in np.float64(2) * a, NumPy leaves the operation to us
 
     def __init__(self, data: float, label: str = ""):
         self.data = number(data)

@@ -419,7 +419,14 @@ def test_numbers_of_any_kind():
     assert type(a.grad) is float and a.grad == 24.0
 
 
-@pytest.mark.parametrize("x", ["3", None, 1j, [1.0], np.array([1.0, 2.0]), 10**400])
+def test_arrays_of_values():
+    a, b = Value(2.0), Value(3.0)
+    y = np.array([a, b]) @ np.array([b, 4.0]) + sum(np.array([1.0, 2.0]) * a)
+    y.backward()
+    assert (y.data, a.grad, b.grad) == (24.0, 6.0, 6.0)
+
+
+@pytest.mark.parametrize("x", ["3", None, 1j, [1.0], 10**400])
 def test_no_number(x):
     for attempt in (lambda: Value(x), lambda: Value(1.0) + x, lambda: x * Value(1.0), lambda: Value(1.0) ** x):
         with pytest.raises(TypeError, match="is not a number: a Value takes"):
