@@ -370,19 +370,22 @@ def mean(values: Iterable) -> Value:
     return node(sum(numbers) / len(numbers), nodes, (1.0 / len(numbers),) * len(nodes), "mean")
 
 
-def softmax(logits: Iterable) -> list[Value]:
-    """pᵢ = exp(lᵢ) / Σ exp(l), one node each; ∂pᵢ/∂lⱼ = pᵢ·(1 − pⱼ) where i = j, and −pᵢ·pⱼ elsewhere."""
+def softmax(logits: Iterable, temperature: float = 1.0) -> list[Value]:
+    """pᵢ = exp(lᵢ / temperature) / Σ, one node each; ∂pᵢ/∂lⱼ is pᵢ·(1 − pⱼ) where i = j, else −pᵢ·pⱼ, / temperature."""
     numbers, nodes = split(logits)
-    p = probabilities(numbers)
-    return [node(pi, nodes, tuple(pi * ((i == j) - pj) for j, pj in enumerate(p)), "softmax") for i, pi in enumerate(p)]
+    p = probabilities(numbers, temperature)
+    return [
+        node(pi, nodes, tuple(pi * ((i == j) - pj) / temperature for j, pj in enumerate(p)), "softmax")
+        for i, pi in enumerate(p)
+    ]
 
 
-def probabilities(logits: Sequence[float]) -> list[float]:
+def probabilities(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
     """softmax of plain numbers. Subtracting the largest changes nothing, except that exp cannot overflow."""
     if not logits:
         raise ValueError("softmax of no logits: give at least one")
     top = max(logits)
-    weights = [math.exp(x - top) for x in logits]
+    weights = [math.exp((x - top) / temperature) for x in logits]
     scale = 1.0 / sum(weights)
     return [w * scale for w in weights]
 
@@ -840,7 +843,7 @@ class GPT(Module):
 
     def __call__(self, token: int, past: list[tuple[list[Value], list[Value]]]) -> list[Value]:
         """-> logits for what follows `token`. `past` holds the keys and values of earlier positions; ours are added."""
-        x = rms_norm(add(self.token[token], self.position[len(past)]))
+        x = rms_norm([a + b for a, b in zip(self.token[token], self.position[len(past)])])
 
         h = rms_norm(x)
         query = affine(h, self.query)
@@ -848,17 +851,13 @@ class GPT(Module):
         h, size = [], len(x) // self.n_head
         for start in range(0, len(x), size):
             part = slice(start, start + size)
-            scores = affine([q * size**-0.5 for q in query[part]], [key[part] for key, _ in past])
-            h += affine(softmax(scores), zip(*(value[part] for _, value in past)))
-        x = add(x, affine(h, self.project))
+            scores = affine(query[part], [key[part] for key, _ in past])
+            h += affine(softmax(scores, size**0.5), zip(*(value[part] for _, value in past)))
+        x = affine(h, self.project, x)  # x as the bias: the residual connection
 
         h = [v.relu() for v in affine(rms_norm(x), self.widen)]
-        x = add(x, affine(h, self.narrow))
+        x = affine(h, self.narrow, x)
         return affine(x, self.head)
-
-
-def add(xs: Sequence[Value], ys: Sequence[Value]) -> list[Value]:
-    return [x + y for x, y in zip(xs, ys)]
 
 
 def rms_norm(xs: Sequence[Value]) -> list[Value]:
@@ -911,8 +910,8 @@ def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) 
     end = token = len(alphabet)
     name, past = "", []
     while len(past) < model.block_size:
-        logits = [v.data / temperature for v in model(token, past)]
-        token = rng.choices(range(end + 1), weights=probabilities(logits))[0]
+        logits = [v.data for v in model(token, past)]
+        token = rng.choices(range(end + 1), weights=probabilities(logits, temperature))[0]
         if token == end:
             break
         name += alphabet[token]
