@@ -858,7 +858,7 @@ def plan_device(cards, archs, version, device="auto", dtype="auto", compile="aut
     where a wish cannot be met, with the command that mends it.
     """
     kind, _, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdigit())):
+    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in device and not (kind == "cuda" and number.isdigit())):
         raise UserError(f"--device {device} is unknown: auto, cpu, cuda, cuda:N or mps")
     usable = [card for card in cards if has_kernels(card.capability, archs)]
 
@@ -1376,7 +1376,7 @@ def plot_losses(path, history, best_step, vocab_size, title):
     steps, _, train_loss, dev_loss, _ = zip(*history, strict=True)
     figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     ax.plot(steps, train_loss, color="#8fb8de", label="train (mean since the last evaluation)")
-    ax.plot(steps, dev_loss, color="#c8553d", label="dev")
+    ax.plot(steps, dev_loss, color="#c8553d", label="val")
     best = min(dev_loss)
     ax.plot(best_step, best, "o", color="#c8553d", markersize=5)
     ax.annotate(f"best {best:.4f}", (best_step, best), (0, 9), textcoords="offset points", ha="right", color="#c8553d")
@@ -1620,6 +1620,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print()
         return 130
+    except BrokenPipeError:  # whoever read along has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     finally:
         world.close()
 

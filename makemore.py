@@ -50,54 +50,30 @@ def option(default, help, *short, group, choices=None, low=None, high=None, fixe
     return field(default=default, metadata=meta)
 
 
+# fmt: off
 @dataclass
 class Config:
-    data = partial(option, group="data")
-    input_file: str = data("names.txt", "text file with one thing per line (UTF-8)", "-i")
-    split: str = data(
-        "standard",
-        "standard: the lecture's 80/10/10 split; random: drawn from --seed",
-        choices=("standard", "random"),
-        fixed=True,
-    )
-    dedup: bool = data(False, "drop repeated lines before splitting (changes published losses)", fixed=True)
+    data = partial(option, group="data", fixed=True)
+    input_file: str = option("names.txt", "text file with one thing per line (UTF-8)", "-i", group="data")
+    split: str = data("standard", "the lecture's 80/10/10, or drawn from --seed", choices=("standard", "random"))
+    dedup: bool = data(False, "drop repeated lines before splitting (changes published losses)")
 
-    shape = partial(option, group="model", low=1, fixed=True)
-    type: str = option("transformer", "which model, see the list below", group="model", fixed=True)
-    block_size: int = shape(0, "context length in characters (0: what the longest line needs)", low=0)
-    n_layer: int = shape(4, "number of layers")
-    n_head: int = shape(4, "number of attention heads")
-    n_embd: int = shape(64, "channels of the embedding and of the Transformer's residual stream")
-    n_embd2: int = shape(64, "channels elsewhere: hidden units of mlp, bow, wavenet and the recurrent networks")
+    model = partial(option, group="model", fixed=True)
+    type: str = model("transformer", "which model, see the list below")
+    block_size: int = model(0, "context length in characters (0: what the longest line needs)", low=0)
+    n_layer: int = model(4, "number of layers", low=1)
+    n_head: int = model(4, "number of attention heads", low=1)
+    n_embd: int = model(64, "channels of the embedding and of the Transformer's residual stream", low=1)
+    n_embd2: int = model(64, "channels elsewhere: hidden units of mlp, bow, wavenet, rnn, gru, lstm", low=1)
     dropout: float = option(0.0, "share of activations dropped while training", group="model", low=0, high=0.99)
-    batchnorm: bool = option(False, "mlp, wavenet: BatchNorm before every tanh", group="model", fixed=True)
-    direct: bool = option(False, "mlp: connect the embeddings to the output directly, too", group="model", fixed=True)
-    conv: str = option(
-        "tree",
-        "wavenet: a tree over a window, or dilated convolutions over the line",
-        group="model",
-        choices=("tree", "dilated"),
-        fixed=True,
-    )
-    init: str = option(
-        "kaiming",
-        "first weights: kaiming with gain and a quiet last layer; torch: as nn.Linear; normal: N(0, 1); zeros",
-        group="model",
-        choices=("kaiming", "torch", "normal", "zeros"),
-        fixed=True,
-    )
-    n: int = option(
-        6, "ngram: its order, the length of context and character together", group="model", low=1, high=8, fixed=True
-    )
-    smoothing: str = option(
-        "kneser-ney", "ngram: what unseen characters get", group="model", choices=("kneser-ney", "additive"), fixed=True
-    )
-    strength: float = option(
-        0.0,
-        "ngram: count added to everything, or factor to Kneser-Ney's discounts (0: chosen on dev)",
-        group="model",
-        low=0,
-    )
+    batchnorm: bool = model(False, "mlp, wavenet: BatchNorm before every tanh")
+    direct: bool = model(False, "mlp: connect the embeddings to the output directly, too")
+    conv: str = model("tree", "wavenet: over a window, or over the line", choices=("tree", "dilated"))
+    init: str = model("kaiming", "first weights: kaiming with gain and a quiet last layer; torch: as nn.Linear; "
+                      "normal: far too loud; zeros: never to differ", choices=("kaiming", "torch", "normal", "zeros"))
+    n: int = model(6, "ngram: its order, context and character together", low=1, high=8)
+    smoothing: str = model("kneser-ney", "ngram: for what was never seen", choices=("kneser-ney", "additive"))
+    strength: float = model(0.0, "ngram: count to add, or factor to Kneser-Ney's discounts (0: chosen on dev)", low=0)
 
     train = partial(option, group="training")
     max_steps: int = train(10_000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
@@ -105,24 +81,17 @@ class Config:
     learning_rate: float = train(1e-3, "peak learning rate", "-l", low=0)
     weight_decay: float = train(0.01, "decoupled weight decay of the matrices", "-w", low=0)
     optimizer: str = train("adamw", "how gradients become steps", choices=("adamw", "sgd"))
-    schedule: str = train(
-        "cosine",
-        "how the learning rate falls: to zero, or in one step to a tenth for the last quarter",
-        choices=("cosine", "linear", "step", "constant"),
-    )
+    schedule: str = train("cosine", "how the rate falls: to zero, or (step) to a tenth for the last quarter",
+                          choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = train(100, "steps in which the learning rate climbs to its peak", low=0)
     decay_steps: int = train(0, "where the schedule ends (0: --max-steps, or the type's default if more)", low=0)
     grad_clip: float = train(0.0, "longest gradient allowed, as a norm (0: any)", low=0)
-    backprop: str = train(
-        "autograd", "manual: mlp --batchnorm by the backward pass written out", choices=("autograd", "manual")
-    )
+    backprop: str = train("autograd", "manual: mlp --batchnorm, gradients by hand", choices=("autograd", "manual"))
     seed: int = train(3407, "seed of initialisation, batches, dropout and samples", low=0, fixed=True)
 
     sampling = partial(option, group="sampling")
     num_samples: int = sampling(20, "how many samples to print", low=0)
-    temperature: float = sampling(
-        1.0, "below 1 tamer, above 1 wilder than the model; 0 always takes the likeliest", low=0
-    )
+    temperature: float = sampling(1.0, "below 1 tamer than the model, above 1 wilder; 0: always the likeliest", low=0)
     top_k: int = sampling(0, "choose among the k likeliest characters only (0: all)", low=-1)
     top_p: float = sampling(1.0, "choose among the likeliest characters that make up this probability", low=0, high=1)
     prefix: str = sampling("", "text that every sample begins with")
@@ -131,15 +100,18 @@ class Config:
     work_dir: str = run("out", "folder for model.pt, last.pt, log.csv and figures", "-o")
     device: str = run("auto", "auto, cpu, cuda, cuda:N or mps")
     eval_interval: int = run(0, "steps between evaluations on dev (0: a twentieth of the run)", low=0)
-    resume: bool = run(False, "go on from last.pt in the work folder, exactly")
-    sample_only: bool = run(False, "sample from model.pt in the work folder and stop")
-    eval: str = run("", "score this file with model.pt in the work folder and stop")
-    fold_batchnorm: bool = run(False, "fold BatchNorm of model.pt into its weights, as folded/model.pt, and stop")
-    find_lr: bool = run(False, "try learning rates from tiny to absurd, draw find_lr.png and stop")
-    check_backprop: bool = run(False, "compare 26 hand-written gradients with autograd's and stop")
-    diagnose: bool = run(False, "train, and draw what goes on inside: activations, gradients, updates, dead neurons")
+    diagnose: bool = run(False, "draw what goes on inside: activations, gradients, updates, dead neurons")
 
-    del data, shape, train, sampling, run
+    mode = partial(option, group="instead of training a new model")
+    resume: bool = mode(False, "go on from last.pt in the work folder, exactly")
+    sample_only: bool = mode(False, "sample from model.pt in the work folder")
+    eval: str = mode("", "score this file with model.pt in the work folder")
+    fold_batchnorm: bool = mode(False, "fold BatchNorm of model.pt into its weights: folded/model.pt")
+    find_lr: bool = mode(False, "try learning rates from tiny to absurd: find_lr.png")
+    check_backprop: bool = mode(False, "compare 26 hand-written gradients with autograd's")
+
+    del data, model, train, sampling, run, mode
+# fmt: on
 
 
 def parse_args(argv, program, description, epilog, config_class):
@@ -154,27 +126,20 @@ def parse_args(argv, program, description, epilog, config_class):
             super().__init__(prog, max_help_position=30, width=120)
 
     parser = OneLine(program, description=description, epilog=epilog, formatter_class=Layout, allow_abbrev=False)
-    groups = {}
+    groups = {
+        title: parser.add_argument_group(title)
+        for title in dict.fromkeys(f.metadata["group"] for f in fields(config_class))
+    }
     for f in fields(config_class):
-        meta = f.metadata
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        group = groups[meta["group"]]
-        flag = "--" + f.name.replace("_", "-")
+        names = ["--" + f.name.replace("_", "-"), *f.metadata["short"]]
+        how = dict(default=argparse.SUPPRESS, help=f.metadata["help"])
         if isinstance(f.default, bool):
-            action = argparse.BooleanOptionalAction
-            group.add_argument(flag, *meta["short"], action=action, default=argparse.SUPPRESS, help=meta["help"])
+            how["action"] = argparse.BooleanOptionalAction if f.metadata["group"] == "model" else "store_true"
         else:
-            default = f" [{f.default}]" if f.default not in ("", 0) else ""
-            group.add_argument(
-                flag,
-                *meta["short"],
-                type=type(f.default),
-                choices=meta["choices"],
-                help=meta["help"] + default,
-                default=argparse.SUPPRESS,
-                metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
-            )
+            how |= dict(type=type(f.default), choices=f.metadata["choices"])
+            how["help"] += f" [{f.default}]" * (f.default not in ("", 0))
+            how["metavar"] = None if how["choices"] else f.name.split("_")[-1].upper()
+        groups[f.metadata["group"]].add_argument(*names, **how)
     # --max_steps is as good as --max-steps
     argv = [
         flag.replace("_", "-") + eq + value if flag.startswith("--") else flag + eq + value
@@ -1702,7 +1667,7 @@ def open_model(checkpoint):
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f"the checkpoint does not fit this version of makemore: {str(e).splitlines()[0]}") from None
-    passing = {f.name: f.default for f in fields(Config) if f.metadata["group"] in ("run", "sampling")}
+    passing = {f.name: f.default for f in fields(Config) if f.metadata["group"] not in ("data", "model", "training")}
     return model, vocab, replace(config, **passing)
 
 
@@ -1802,6 +1767,9 @@ def run_training(job):
     make_work_dir(work_dir)
     sizes = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in ("train", "dev", "test"))
     print(f"data: {config.input_file}: {sizes} lines, {len(job.vocab)} tokens, longest line {job.longest}")
+    known = set(corpus.train)
+    repeated = sum(line in known for line in corpus.test)
+    print(f"overlap: {repeated:,} of the test lines stand in train as well; --dedup would drop repeated lines")
     count = sum(p.numel() for p in model.parameters())
     print(f"model: {config.type}, {count:,} parameters, context {config.block_size}, on {job.device}")
 
