@@ -1,0 +1,830 @@
+"""What gpt.py promises. Small models on small texts; nothing here needs a graphics card or the network."""
+
+import json
+import math
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import gpt  # noqa: E402
+
+NAMES, VERBS, BEASTS = ("Ann", "Bob", "Cid"), ("saw", "fed", "hid"), ("cat", "dog", "eel", "fox")
+TEXT = "".join(f"{a} {b} the {c}.\n" for a in NAMES for b in VERBS for c in BEASTS) * 6
+TINY = ["--device=cpu", "--block-size=16", "--n-layer=2", "--n-head=2", "--n-embd=16", "--batch-size=4"]
+TINY += ["--eval-chars=400", "--max-new-tokens=8"]
+SHAPES = dict(block_size=12, n_layer=2, n_head=2, n_embd=16)
+VARIANTS = {
+    "mini": dict(preset="mini", **SHAPES),
+    "gpt2": dict(preset="gpt2", **gpt.GPT2, **SHAPES),
+    "layer-rotary": dict(preset="mini", norm="layer", lookback=1, **SHAPES),
+    "learned-lookback": dict(preset="mini", positions="learned", lookback=3, activation="gelu", **SHAPES),
+    "bigram": dict(preset="bigram", block_size=12),
+}
+CPU = gpt.Plan(torch.device("cpu"), "float32", False, "")
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def variant(request):
+    return replace(gpt.Config(), **VARIANTS[request.param])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny tensors are not worth a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+def shaken(config, vocab_size=11):
+    """A model whose outputs depend on everything: the zero-initialised matrices get noise."""
+    model = gpt.build(config, vocab_size)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model.eval()
+
+
+def run(*args):
+    """Run the command line in this process, with small settings that later ones overrule."""
+    return gpt.main([*TINY, *map(str, args)])
+
+
+def command(*args, program=(sys.executable,), env=None):
+    """Start the command line as a process of its own."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+    argv = [*program, str(ROOT / "gpt.py"), *TINY, *map(str, args)]
+    return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def weights(folder, name="last.pt"):
+    return gpt.load_checkpoint(Path(folder) / name, "gpt")
+
+
+def same(a, b):
+    """Whether two nests of dicts, lists and tensors are equal, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or (a != a and b != b)
+
+
+# --- the lesson -------------------------------------------------------------------------------------------------------
+
+
+def test_four_ways_to_average_the_past():
+    """From an average to attention in four steps, each the same numbers as the one before."""
+    x = torch.randn(2, 6, 4)  # (B, T, C)
+
+    said = gpt.average_by_loops(x)  # 1. say it: position t is the mean of positions 0..t
+    assert torch.equal(said[:, 0], x[:, 0])
+    assert torch.allclose(said[:, 3], (x[:, 0] + x[:, 1] + x[:, 2] + x[:, 3]) / 4)
+
+    multiplied = gpt.average_by_matmul(x)  # 2. a matrix product does all the means at once
+    assert torch.allclose(multiplied, said, atol=1e-6)
+
+    softened = gpt.average_by_softmax(x)  # 3. so does a softmax over zeros with the future at minus infinity
+    assert torch.allclose(softened, said, atol=1e-6)
+
+    # 4. and attention is that, with scores q·k in place of the zeros: where q is 0, it is the plain average still
+    v = x[:, None]  # (B, one head, T, D)
+    attended, w = gpt.attend(torch.zeros_like(v), torch.randn_like(v), v, scale=0.5)
+    assert torch.allclose(attended[:, 0], said, atol=1e-6)
+    assert torch.allclose(w[0, 0], torch.tril(torch.ones(6, 6)) / torch.arange(1, 7)[:, None])
+
+    # what the lesson is for: with a real q, each position weighs its past as it likes, and never its future
+    attended, w = gpt.attend(torch.randn_like(v), torch.randn_like(v), v, scale=0.5)
+    assert not torch.allclose(attended[:, 0], said, atol=0.1)
+    assert torch.allclose(w.sum(-1), torch.ones(2, 1, 6))
+    assert torch.equal(w.triu(1), torch.zeros_like(w))
+
+
+@pytest.mark.parametrize("queries", [1, 3, 7])
+def test_written_out_attention_is_the_fused_kernel(queries):
+    q, k, v = torch.randn(3, 2, 4, 7, 8).unbind()
+    q = q[:, :, -queries:]
+    y, w = gpt.attend(q, k, v, 8**-0.5)
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()[-queries:]
+    assert torch.allclose(y, F.scaled_dot_product_attention(q, k, v, attn_mask=mask), atol=1e-6)
+    assert torch.allclose(w.sum(-1), torch.ones(2, 4, queries))
+
+
+def test_attention_maps_leave_the_logits_alone():
+    config = replace(gpt.Config(), **VARIANTS["mini"])
+    model, idx = shaken(config), torch.randint(11, (12,))
+    fused = model(idx[None])
+    maps = gpt.attention_maps(model, idx)
+    assert maps.shape == (2, 2, 12, 12)
+    assert torch.allclose(maps.sum(-1), torch.ones(2, 2, 12))
+    model.blocks[0].attention.weights, model.blocks[1].attention.weights = [], []
+    assert torch.allclose(model(idx[None]), fused, atol=1e-5)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_untrained_models_know_nothing(variant):
+    model = gpt.build(variant, 65)
+    idx = torch.randint(65, (4, 12))
+    logits = model(idx)
+    assert logits.shape == (4, 12, 65)
+    assert gpt.cross_entropy(logits, torch.randint(65, (4, 12))).item() == pytest.approx(math.log(65), rel=0.02)
+
+
+def test_a_later_character_never_changes_an_earlier_logit(variant):
+    model, idx = shaken(variant), torch.randint(11, (3, 12))
+    before = model(idx)
+    for t in range(12):
+        other = idx.clone()
+        other[:, t] = (other[:, t] + 1) % 11
+        after = model(other)
+        assert torch.allclose(after[:, :t], before[:, :t], atol=1e-6)
+        assert not torch.allclose(after[:, t], before[:, t], atol=1e-3)
+
+
+def test_a_batch_is_its_rows(variant):
+    model, idx = shaken(variant), torch.randint(11, (3, 12))
+    rows = torch.cat([model(row[None]) for row in idx])
+    assert torch.allclose(model(idx), rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_model_learns_one_batch_by_heart(variant, optimizer):
+    config = replace(variant, optimizer=optimizer, learning_rate=0.02)
+    model = gpt.build(config, 11)
+    x = torch.arange(12).repeat(2, 1) % 11  # after 3 comes 4: even a bigram can know that
+    optimizers = gpt.make_optimizers(model, config)
+    for _ in range(100):
+        loss = gpt.cross_entropy(model(x[:, :-1]), x[:, 1:])
+        model.zero_grad()
+        loss.backward()
+        for o in optimizers:
+            for group in o.param_groups:
+                group["lr"] = config.learning_rate * group["scale"]
+            o.step()
+    assert loss.item() < 0.5
+
+
+def test_every_parameter_is_trained_by_exactly_one_group(variant):
+    for optimizer in ("muon", "adamw"):
+        model = gpt.build(variant, 11)
+        groups = [g for o in gpt.make_optimizers(model, replace(variant, optimizer=optimizer)) for g in o.param_groups]
+        trained = [id(p) for g in groups for p in g["params"]]
+        assert sorted(trained) == sorted(id(p) for p in model.parameters())
+
+
+def test_norms_are_torchs():
+    x = torch.randn(2, 5, 16)
+    layer = gpt.Norm(replace(gpt.Config(), norm="layer", n_embd=16))
+    assert torch.allclose(layer(x), torch.nn.LayerNorm(16, bias=False)(x), atol=1e-6)
+    rms = gpt.Norm(replace(gpt.Config(), norm="rms", n_embd=16))
+    assert torch.allclose(rms(x), x / x.pow(2).mean(-1, keepdim=True).sqrt(), atol=1e-4)
+
+
+def test_rotary_scores_depend_on_distance_only():
+    rotary = gpt.Rotary(20, 8)
+    q, k = torch.randn(2, 1, 1, 1, 8).unbind()
+    scores = [(rotary(q, i) * rotary(k, i - 3)).sum().item() for i in (3, 9, 19)]
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
+    assert (rotary(q, 9) * rotary(k, 2)).sum().item() != pytest.approx(scores[0], abs=1e-3)
+
+
+# --- the optimizer ----------------------------------------------------------------------------------------------------
+
+
+def stretched(*shape):
+    """Matrices whose singular values go from 1/30 to 1, and the same with all of them 1."""
+    u, _, vh = torch.linalg.svd(torch.randn(*shape), full_matrices=False)
+    return u @ torch.diag(torch.logspace(-1.5, 0, min(shape[-2:]))) @ vh, u @ vh
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (3, 16, 64), (3, 64, 16)])
+def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions(shape):
+    g, ideal = stretched(*shape)
+    x = gpt.orthogonalise(g, iterations=5)
+    values = torch.linalg.svdvals(x)
+    assert values.min() > 0.8 and values.max() < 1.2
+    assert F.cosine_similarity(x.flatten(1), ideal.flatten(1)).min() > 0.98
+    assert torch.allclose(x[1:2], gpt.orthogonalise(g[1:2], iterations=5), atol=1e-3)  # each matrix for itself
+    quick = gpt.orthogonalise(g)  # the three iterations that training makes do with
+    assert F.cosine_similarity(quick.flatten(1), ideal.flatten(1)).min() > 0.9
+    assert F.cosine_similarity(g.flatten(1), ideal.flatten(1)).max() < 0.8
+
+
+def test_muon_is_its_formula():
+    p = torch.nn.Parameter(torch.randn(32, 8))
+    start, buffer = p.detach().clone(), torch.zeros(32, 8)
+    muon = gpt.Muon([p], lr=0.1, weight_decay=0.5, momentum=0.9)
+    for _ in range(3):
+        g = torch.randn(32, 8)
+        p.grad = g
+        muon.step()
+        buffer = 0.9 * buffer + 0.1 * g
+        update = gpt.orthogonalise((0.1 * g + 0.9 * buffer)[None])[0]
+        start = start * (1 - 0.05) - 0.1 * 2 * update  # sqrt(32 / 8) = 2
+    assert torch.allclose(p, start, atol=1e-5)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def encoded(path, folder):
+    head = gpt.survey(path, folder / "tokens.bin")
+    gpt.encode_file(path, head, folder / "tokens.bin")
+    return gpt.open_text(folder / "tokens.bin")
+
+
+ALPHABET = st.characters(exclude_characters="\0", exclude_categories=("Cs",))
+
+
+@given(text=st.text(ALPHABET | st.sampled_from("ab\r\n"), min_size=1), chunk=st.integers(1, 9), bom=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_any_text_survives_the_encoder(tmp_path_factory, text, chunk, bom):
+    """However the chunks cut characters, line ends and the BOM."""
+    folder = tmp_path_factory.mktemp("e")
+    path = folder / "t"
+    path.write_bytes(b"\xef\xbb\xbf" * bom + text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt, "CHUNK", chunk)
+        if not text.removeprefix("\ufeff" * (not bom)):
+            return
+        got = encoded(path, folder)
+    expected = text.removeprefix("\ufeff" * (not bom)).replace("\r\n", "\n").replace("\r", "\n")
+    assert got.vocab.decode(got.tokens()) == expected
+    assert got.vocab.chars == "".join(sorted(set(expected)))
+
+
+@pytest.mark.parametrize(("distinct", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (70_000, "uint32")])
+def test_tokens_take_the_smallest_type(tmp_path, distinct, dtype):
+    path = tmp_path / "t"
+    text = "".join(map(chr, range(0x10000, 0x10000 + distinct)))
+    path.write_text(text, encoding="utf-8")
+    got = encoded(path, tmp_path)
+    assert got.tokens().dtype == dtype
+    assert got.vocab.decode(got.tokens()) == text
+
+
+def test_encoding_is_reused_only_where_the_text_is_the_same(tmp_path, corpus, monkeypatch):
+    encoded(corpus, tmp_path)
+    tokens = tmp_path / "tokens.bin"
+    head = gpt.read_header(tokens)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt, "read_chunks", lambda path: pytest.fail("was read again"))
+        assert gpt.survey(corpus, tokens) == head
+    stat = os.stat(corpus)
+    Path(corpus).write_text(TEXT.replace("cat", "CAT"), encoding="utf-8")
+    os.utime(corpus, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time, another text
+    assert "T" in gpt.survey(corpus, tokens)["chars"]
+    tokens.write_bytes(tokens.read_bytes()[:-1])  # cut short
+    assert gpt.read_header(tokens) == (None, 0)
+
+
+def test_an_interrupted_encode_leaves_nothing_and_the_next_one_works(tmp_path, corpus, monkeypatch):
+    def interrupted(path, read=gpt.read_chunks, calls=[]):  # noqa: B006
+        calls.append(1)
+        for text in read(path):
+            yield text
+            if len(calls) == 2:  # the first reading is the survey
+                raise KeyboardInterrupt
+
+    work = tmp_path / "work"
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt, "read_chunks", interrupted)
+        assert run("-i", corpus, "-o", work, "--max-steps", 2) == 130
+    assert list(work.iterdir()) == []
+    assert run("-i", corpus, "-o", work, "--max-steps", 2) == 0
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, corpus):
+    head = gpt.survey(corpus, tmp_path / "tokens.bin")
+    with open(corpus, "a", encoding="utf-8") as f:
+        f.write("more, and new characters: é")
+    with pytest.raises(gpt.UserError, match="changed while"):
+        gpt.encode_file(corpus, head, tmp_path / "tokens.bin")
+    assert not (tmp_path / "tokens.bin").exists()
+
+
+@given(low=st.integers(0, 50), count=st.integers(2, 200), block=st.integers(1, 20))
+def test_windows_cover_every_prediction_once(low, count, block):
+    seen = []
+    for starts, length in gpt.windows(low, low + count, block, 0):
+        for s in starts:
+            seen += range(s + 1, s + 1 + length)
+    assert sorted(seen) == list(range(low + 1, low + count))
+
+
+@given(count=st.integers(30, 3000), block=st.integers(1, 20), limit=st.integers(1, 300))
+def test_a_limited_evaluation_looks_at_so_many_inside_the_part(count, block, limit):
+    batches = list(gpt.windows(7, 7 + count, block, limit))
+    starts = np.concatenate([s for s, length in batches for _ in range(length == block)])
+    if count - 1 > limit:
+        assert len(starts) == max(1, limit // block)
+        assert starts.min() == 7 and starts.max() + block < 7 + count
+
+
+def test_evaluation_is_the_mean_over_all_predictions(tmp_path, corpus):
+    text = encoded(corpus, tmp_path)
+    config = replace(gpt.Config(), **VARIANTS["mini"], eval_chars=0)
+    model = shaken(config, len(text.vocab)).train()
+    low, high = text.parts["val"]
+    tokens = torch.from_numpy(np.array(text.tokens()[low:high])).long()
+    model.eval()
+    nll = [
+        gpt.cross_entropy(
+            model(tokens[None, i : i + 12][:, : len(tokens) - 1 - i]), tokens[None, i + 1 : i + 13], "sum"
+        )
+        for i in range(0, len(tokens) - 1, 12)
+    ]
+    model.train()
+    got = gpt.evaluate(model, text, "val", config, CPU, gpt.World())
+    assert got == pytest.approx(sum(nll).item() / (len(tokens) - 1), abs=1e-6)
+    assert model.training
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_changes_nothing(variant):
+    """Far past the context length, for every kind of model: the same logits, so the same characters."""
+    model, idx = shaken(variant), torch.randint(11, (3, 5))
+    config = replace(variant, max_new_tokens=40, temperature=1.0)
+    texts = [
+        torch.stack(list(gpt.generate(model, idx, config, torch.Generator().manual_seed(1), cached)))
+        for cached in (True, False)
+    ]
+    assert torch.equal(*texts)
+    cache = model.new_cache(3)
+    idx = torch.randint(11, (3, 12))
+    pieces = [model(part, cache) for part in idx.split([4, 1, 1, 3, 3], 1)]
+    assert torch.allclose(torch.cat(pieces, 1), model(idx), atol=1e-5)
+
+
+def test_a_prompt_longer_than_the_context_and_a_context_of_one():
+    for block_size in (1, 2, 12):
+        config = replace(gpt.Config(), **{**VARIANTS["mini"], "block_size": block_size}, max_new_tokens=7)
+        out = list(gpt.generate(shaken(config), torch.randint(11, (2, 30)), config, torch.Generator().manual_seed(0)))
+        assert len(out) == 7 and out[0].shape == (2,)
+
+
+def test_writing_is_blind_to_the_mode_it_finds(corpus):
+    model = shaken(replace(gpt.Config(), **VARIANTS["mini"], dropout=0.5)).train()
+    config = replace(gpt.Config(), max_new_tokens=20)
+    a, b = (list(gpt.generate(model, torch.zeros(1, 1).long(), config, torch.Generator().manual_seed(3))) for _ in "ab")
+    assert torch.equal(torch.stack(a), torch.stack(b))
+    assert model.training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a model that has seen enough to spell."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = folder / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    assert run("-i", path, "-o", folder / "out", "--max-steps", 150, "--decay-steps", 150, "--batch-size", 16) == 0
+    return folder / "out"
+
+
+def test_the_trained_folder_is_complete(trained):
+    assert {p.name for p in trained.iterdir()} == {"model.pt", "last.pt", "log.csv", "loss.png", "tokens.bin"}
+    rows = (trained / "log.csv").read_text().splitlines()
+    assert rows[0] == "step,seconds,train_loss,val_loss,lr" and len(rows) == 12
+    assert (trained / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert float(rows[-1].split(",")[3]) < 1.0
+
+
+def test_sampling_from_the_folder_alone(trained, capsys, tmp_path):
+    def sample(*args):
+        assert run("-o", trained, "--sample-only", "--max-new-tokens", 60, *args) == 0
+        return capsys.readouterr().out
+
+    assert " the " in sample("--temperature", 0)
+    assert sample("--seed", 1) == sample("--seed", 1) != sample("--seed", 2)
+    assert sample("--prompt", "Bob saw").startswith("Bob saw")
+    (tmp_path / "p").write_text("Cid hid", encoding="utf-8")
+    assert sample("--prompt", f"FILE:{tmp_path / 'p'}").startswith("Cid hid")
+    assert sample("--top-k", 1) == sample("--temperature", 0) == sample("--top-p", 0)
+    assert sample("--top-k", 1000) == sample("--top-k", 0)
+    many = sample("--num-samples", 3, "--prompt", "Ann", "--temperature", 2)
+    assert many.count("---\nAnn") == 3 and len(set(many.split("---\n"))) > 3
+    assert sample("--num-samples", 0) == ""
+    assert len(sample("--prompt", "Bob", "--max-new-tokens", 5)) == 3 + 5 + 1
+
+
+def test_eval_scores_any_file(trained, capsys, tmp_path):
+    low, high = gpt.open_text(trained / "tokens.bin").parts["val"]
+    path = tmp_path / "v.txt"
+    path.write_text(TEXT[low:high], encoding="utf-8")
+    assert run("-o", trained, "--eval", path) == 0
+    out = capsys.readouterr().out
+    found = re.fullmatch(r"eval: ([\d.]+) nats/char over (\d+) characters\n", out)
+    assert int(found[2]) == high - low - 1
+    model, _, config = gpt.open_model(weights(trained, "model.pt"))
+    text = gpt.open_text(trained / "tokens.bin")
+    exact = gpt.evaluate(model, text, "val", replace(config, eval_chars=0), CPU, gpt.World())
+    assert float(found[1]) == pytest.approx(exact, abs=1e-4)
+
+
+def test_attention_is_drawn(trained):
+    assert run("-o", trained, "--attention", "Bob saw the fox.\nAnn hid") == 0
+    assert (trained / "attention.png").read_bytes()[:4] == b"\x89PNG"
+    (trained / "attention.png").unlink()
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["mini", "gpt2", "bigram"])
+def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, corpus, preset):
+    common = ["-i", corpus, "--preset", preset, "--dropout", 0.1, "--eval-interval", 3]
+    assert run(*common, "-o", tmp_path / "whole", "--max-steps", 12) == 0
+    assert run(*common, "-o", tmp_path / "parts", "--max-steps", 5) == 0
+    assert run("-i", corpus, "-o", tmp_path / "parts", "--resume", "--max-steps", 12, "--eval-interval", 3) == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for key in ("model", "optimizers", "batches", "rng", "vocab", "digest"):
+        assert same(whole[key], parts[key]), key
+    assert whole["progress"]["step"] == parts["progress"]["step"] == 12
+    assert whole["progress"]["best_loss"] == parts["progress"]["best_loss"]
+
+
+def test_the_evaluation_interval_does_not_change_the_weights(tmp_path, corpus):
+    for interval in (1, 4, 100):
+        args = ("--dropout", 0.1, "--max-steps", 9, "--eval-interval", interval)
+        assert run("-i", corpus, "-o", tmp_path / str(interval), *args) == 0
+    one, four, hundred = (weights(tmp_path / str(i)) for i in (1, 4, 100))
+    assert same(one["model"], four["model"]) and same(one["model"], hundred["model"])
+
+
+def test_accumulation_does_not_change_the_losses(tmp_path, corpus):
+    losses = []
+    for pieces in (1, 2, 4):
+        args = ("--grad-accum", pieces, "--max-steps", 8, "--eval-interval", 2)
+        assert run("-i", corpus, "-o", tmp_path / str(pieces), *args) == 0
+        losses.append([row[2:4] for row in weights(tmp_path / str(pieces))["progress"]["history"][1:]])
+    assert np.allclose(losses[0], losses[1], atol=1e-5) and np.allclose(losses[0], losses[2], atol=1e-5)
+
+
+def test_bfloat16_trains_on_a_processor_too(tmp_path, corpus):
+    assert run("-i", corpus, "-o", tmp_path / "o", "--dtype", "bfloat16", "--max-steps", 30, "--decay-steps", 30) == 0
+    assert weights(tmp_path / "o")["progress"]["best_loss"] < 2.5
+    assert all(p.dtype == torch.float32 for p in weights(tmp_path / "o")["model"].values())
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path, corpus):
+    args = ("--max-steps", 50, "--learning-rate", 0, "--eval-interval", 2, "--patience", 3)
+    assert run("-i", corpus, "-o", tmp_path / "o", *args) == 0
+    progress = weights(tmp_path / "o")["progress"]
+    assert (progress["step"], progress["best_step"]) == (6, 0)
+
+
+def test_compile_that_fails_is_told_and_done_without(tmp_path, corpus, monkeypatch, capsys):
+    def broken(model):
+        def call(x):
+            model(x)
+            raise RuntimeError("Triton is not installed\nand a long story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    args = ("--dropout", 0.1, "--max-steps", 5)
+    assert run("-i", corpus, "-o", tmp_path / "a", "--compile", "on", *args) == 0
+    assert "compile: goes on without, slower (Triton is not installed)" in capsys.readouterr().out
+    assert run("-i", corpus, "-o", tmp_path / "b", "--compile", "off", *args) == 0
+    assert same(weights(tmp_path / "a")["model"], weights(tmp_path / "b")["model"])
+
+
+def test_finetuning_keeps_what_is_known_and_names_what_is_new(trained, tmp_path, capsys):
+    path = tmp_path / "new.txt"
+    path.write_text(TEXT.replace("eel", "élan"), encoding="utf-8")
+    assert run("-i", path, "-o", tmp_path / "o", "--init-from", trained / "model.pt", "--max-steps", 4) == 0
+    assert "new characters, to be learned: 'é'" in capsys.readouterr().out
+    history = weights(tmp_path / "o")["progress"]["history"]
+    assert history[0][3] < 2.5  # it begins far below ln V
+    old = weights(trained, "model.pt")
+    start = gpt.build(gpt.Config(**weights(tmp_path / "o")["config"]), len(old["vocab"]) + 1)
+    chars = weights(tmp_path / "o")["vocab"]
+    assert gpt.transplant(start, old, chars) == "é"
+    idx = torch.from_numpy(gpt.Vocab(old["vocab"]).encode("Bob saw the fox."))[None]
+    new_idx = torch.from_numpy(gpt.Vocab(chars).encode("Bob saw the fox."))[None]
+    before = gpt.open_model(old)[0].eval()(idx)
+    after = start.eval()(new_idx)[..., [chars.index(c) for c in old["vocab"]]]
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_a_bigram_finetunes_too(corpus, tmp_path, capsys):
+    assert run("-i", corpus, "-o", tmp_path / "a", "--preset", "bigram", "--max-steps", 30) == 0
+    (tmp_path / "n.txt").write_text(TEXT + "§" * 30, encoding="utf-8")
+    model = tmp_path / "a" / "model.pt"
+    assert run("-i", tmp_path / "n.txt", "-o", tmp_path / "b", "--init-from", model, "--max-steps", 2) == 0
+    history = weights(tmp_path / "b")["progress"]["history"]
+    assert history[0][3] < math.log(len(weights(tmp_path / "b")["vocab"])) - 0.2
+
+
+# --- processes and signals --------------------------------------------------------------------------------------------
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def test_two_processes_learn_what_one_does_and_survive_a_kill(tmp_path, corpus):
+    """One run of two processes, killed on the way without warning, resumed, compared with one process."""
+    common = ["-i", corpus, "--eval-interval", 5, "--num-samples", 0]
+
+    endless = [*common, "-o", tmp_path / "two", "--max-steps", 10**6, "--decay-steps", 2000]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        world = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]))
+    two = [command(*endless, env=dict(world, RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(2)]
+    for line in two[0].stdout:
+        if line.startswith("step 10/"):
+            break
+    for process in two:
+        process.kill()
+        process.communicate()
+    step = weights(tmp_path / "two")["progress"]["step"]  # whole, whatever the moment
+    assert step >= 10 and step % 5 == 0
+
+    end = ["--max-steps", step + 5, "--decay-steps", 2000]
+    two = command(*common, "-o", tmp_path / "two", "--resume", *end, program=TORCHRUN)
+    out, err = two.communicate()
+    assert out.count("final:") == 1 and two.returncode == 0, err
+    assert run(*common, "-o", tmp_path / "one", *end) == 0
+    a, b = (weights(tmp_path / name)["progress"]["history"] for name in ("one", "two"))
+    assert [row[0] for row in a] == [row[0] for row in b] == list(range(0, step + 6, 5))
+    assert np.allclose([row[2:4] for row in a[1:]], [row[2:4] for row in b[1:]], atol=1e-5)
+
+
+def test_ctrl_c_saves_reports_and_exits_130(tmp_path, corpus):
+    args = ("-i", corpus, "-o", tmp_path / "o", "--max-steps", 10**6, "--decay-steps", 500, "--eval-interval", 10)
+    process = command(*args)
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == ""
+    assert "final: train" in out
+    step = weights(tmp_path / "o")["progress"]["step"]
+    assert step >= 20
+    assert run("-i", corpus, "-o", tmp_path / "o", "--resume", "--max-steps", step + 1) == 0
+
+
+def test_ctrl_c_while_writing(trained):
+    process = command("-o", trained, "--sample-only", "--max-new-tokens", 10**7)
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == ""
+    assert out.endswith("\n")
+
+
+def test_a_reader_that_goes_away_is_no_error(trained):
+    process = command("-o", trained, "--sample-only", "--max-new-tokens", 10**7)
+    assert process.stdout.read(20)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+CU128 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_110", "sm_120", "compute_120"]
+CARDS = {  # name: (capability, GB free), and what is planned under cu126, cu128 and cu130: dtype and compile, or None
+    "GTX 750 Ti": ((5, 0), 1.9, "float32 no", None, None),
+    "GTX 970": ((5, 2), 3.8, "float32 no", None, None),
+    "GTX 1060": ((6, 1), 5.8, "float32 no", None, None),
+    "GTX 1070": ((6, 1), 7.9, "float32 no", None, None),
+    "GTX 1080 Ti": ((6, 1), 10.8, "float32 no", None, None),
+    "GTX 1650": ((7, 5), 3.8, "float32 no", "float32 no", "float32 no"),
+    "GTX 1660": ((7, 5), 5.8, "float32 no", "float32 no", "float32 no"),
+    "RTX 2060": ((7, 5), 5.8, "float32 no", "float32 no", "float32 no"),
+    "T4": ((7, 5), 14.6, "float32 no", "float32 no", "float32 no"),
+    "V100": ((7, 0), 15.8, "float32 no", "float32 no", None),
+    "A100": ((8, 0), 39.5, "bfloat16 yes", "bfloat16 yes", "bfloat16 yes"),
+    "RTX 3060": ((8, 6), 11.8, "bfloat16 yes", "bfloat16 yes", "bfloat16 yes"),
+    "RTX 4090": ((8, 9), 23.6, "bfloat16 yes", "bfloat16 yes", "bfloat16 yes"),
+    "H100": ((9, 0), 79.0, "bfloat16 yes", "bfloat16 yes", "bfloat16 yes"),
+    "RTX 5090": ((12, 0), 31.4, None, "bfloat16 yes", "bfloat16 yes"),
+}
+
+
+def card(name, index=0):
+    return gpt.Card(index, f"NVIDIA {name}", *CARDS[name][:2])
+
+
+def plan(*names, archs=CU128, **wishes):
+    return gpt.plan_device([card(n, i) for i, n in enumerate(names)], archs, "2.10.0", **wishes)
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("wheel", ["cu126", "cu128", "cu130"])
+def test_card_table(name, wheel):
+    archs = dict(cu126=CU126, cu128=CU128, cu130=CU130)[wheel]
+    expected = CARDS[name][2 + ["cu126", "cu128", "cu130"].index(wheel)]
+    auto = plan(name, archs=archs)
+    if expected is None:  # auto falls back to the processor and says why; who asks for the card is told what to do
+        assert auto.device.type == "cpu" and name in auto.why
+        with pytest.raises(gpt.UserError, match=r"no kernels.*pip install") as e:
+            plan(name, archs=archs, device="cuda")
+        legacy = CARDS[name][0] < (7, 5)
+        assert ("cu126" in str(e.value)) == legacy and ("--upgrade" in str(e.value)) != legacy
+        assert str(e.value) and "\n" not in str(e.value)
+    else:
+        assert auto.device == torch.device("cuda", 0)
+        assert f"{auto.dtype} {'yes' if auto.compile else 'no'}" == expected
+        assert plan(name, archs=archs, device="cuda:0") == auto
+        assert name in auto.why
+
+
+def test_cards_of_different_kinds():
+    assert plan("GTX 1070", "RTX 3060").device == torch.device("cuda", 1)  # the other has no kernels in this torch
+    assert plan("GTX 1070", "RTX 3060", archs=CU126).device == torch.device("cuda", 1)  # more memory, and newer
+    assert plan("RTX 3060", "GTX 750 Ti", archs=CU126).device == torch.device("cuda", 0)
+    assert plan("GTX 1070", "RTX 3060", archs=CU126, device="cuda:0").device == torch.device("cuda", 0)
+    with pytest.raises(gpt.UserError, match="GTX 1070"):
+        plan("RTX 3060", "GTX 1070", device="cuda:1")
+    with pytest.raises(gpt.UserError, match="no card 2; 0 is NVIDIA GTX 1070, 1 is NVIDIA RTX 3060"):
+        plan("GTX 1070", "RTX 3060", device="cuda:2")
+
+
+def test_wishes_for_arithmetic_and_compiling():
+    assert plan("RTX 2060", dtype="float16").dtype == "float16"
+    assert "NaN" in plan("GTX 1660", dtype="float16").why and "NaN" not in plan("RTX 2060", dtype="float16").why
+    assert "emulated" in plan("T4", dtype="bfloat16").why
+    assert plan("RTX 4090", dtype="float32").dtype == "float32"
+    assert not plan("RTX 4090", compile="off").compile
+    assert plan("V100", compile="on").compile
+    with pytest.raises(gpt.UserError, match="Triton"):
+        plan("GTX 1080 Ti", archs=CU126, compile="on")
+
+
+def test_machines_without_cuda():
+    assert plan(archs=[]).device.type == "cpu" and not plan(archs=[]).compile
+    with pytest.raises(gpt.UserError, match=r"built without CUDA.*pytorch\.org"):
+        plan(archs=[], device="cuda")
+    with pytest.raises(gpt.UserError, match="nvidia-smi"):
+        plan(archs=CU130, device="cuda")
+    with pytest.raises(gpt.UserError, match="float16"):
+        plan(archs=[], dtype="float16")
+    assert plan(archs=[], mps=True).device.type == "mps" and plan(archs=[], mps=True).dtype == "float32"
+    with pytest.raises(gpt.UserError, match="Metal"):
+        plan(device="mps")
+    for nonsense in ("gpu", "cuda:", "cuda:x", "cpu:1", "mps:0", ""):
+        with pytest.raises(gpt.UserError, match="unknown"):
+            plan("A100", device=nonsense)
+
+
+def test_kernels_run_on_their_own_generation_and_ptx_on_any_later():
+    assert gpt.has_kernels((6, 1), ["sm_60"]) and not gpt.has_kernels((6, 0), ["sm_61"])
+    assert not gpt.has_kernels((8, 6), ["sm_75"]) and gpt.has_kernels((8, 6), ["compute_75"])
+    assert not gpt.has_kernels((9, 0), ["sm_120"]) and gpt.has_kernels((9, 0), ["sm_90a"])
+    assert not gpt.has_kernels((9, 1), ["sm_90a"]) and not gpt.has_kernels((12, 0), ["sm_90a", "compute_90a"])
+
+
+def test_the_batch_is_cut_to_fit_the_card():
+    baby = replace(gpt.Config(), **gpt.PRESETS["baby"].defaults)
+    needed = gpt.bytes_needed(baby, 65) / 1e9
+    assert needed < 7.5
+    assert gpt.pieces_needed(baby, 65, 7.9) == 1
+    assert gpt.pieces_needed(baby, 65, 1.9) > 1
+    assert gpt.pieces_needed(baby, 65, 0.0) == 64
+    assert gpt.pieces_needed(replace(baby, grad_accum=2), 65, 0.1) == 2
+
+
+# --- mistakes of the user ---------------------------------------------------------------------------------------------
+
+
+class Attack:
+    def __reduce__(self):
+        return (os.mkdir, ("/tmp/should-not-be-there",))
+
+
+@pytest.fixture
+def bad(tmp_path, corpus, trained):
+    """Files with something wrong in each, and the folder in which nothing may appear."""
+    (tmp_path / "empty").touch()
+    (tmp_path / "short").write_text("To be", encoding="utf-8")
+    (tmp_path / "latin1").write_bytes(b"a line\ncaf\xe9\n" * 100)
+    (tmp_path / "cut").write_bytes(b"a line\n" * 100 + b"\xe2\x82")
+    (tmp_path / "binary").write_bytes(b"MZ\0\1" * 100)
+    (tmp_path / "one").write_text("x", encoding="utf-8")
+    for name, blob in dict(
+        code=pickle.dumps(Attack()), junk=b"not a checkpoint", cut=(trained / "model.pt").read_bytes()[:5000]
+    ).items():
+        (tmp_path / f"m_{name}").mkdir()
+        (tmp_path / f"m_{name}" / "model.pt").write_bytes(blob)
+    (tmp_path / "m_other").mkdir()
+    torch.save(dict(program="makemore"), tmp_path / "m_other" / "model.pt")
+    return dict(tmp=tmp_path, text=corpus, trained=trained)
+
+
+MISTAKES = {
+    "no such file": ("-i {tmp}/none", "cannot read .*none"),
+    "a folder": ("-i {tmp}", "cannot read"),
+    "empty text": ("-i {tmp}/empty", "has 0 characters.*--block-size"),
+    "text shorter than the context": ("-i {tmp}/short", "has 5 characters: --block-size 16 needs 20"),
+    "latin-1": ("-i {tmp}/latin1", "not UTF-8: line 2, byte 10 is 0xe9"),
+    "cut character": ("-i {tmp}/cut", "not UTF-8: line 101, byte 700 is 0xe2"),
+    "binary": ("-i {tmp}/binary", "binary file"),
+    "unknown flag": ("--nonsense 3", "--nonsense"),
+    "abbreviated flag": ("--max-s 3", "--max-s"),
+    "not a number": ("--max-steps many", "many"),
+    "nan": ("-i {text} --learning-rate nan", "finite"),
+    "out of range": ("-i {text} --top-p 1.5", "between 0 and 1"),
+    "unknown preset": ("-i {text} --preset huge", "huge is unknown: choose among"),
+    "unknown activation": ("-i {text} --activation swish", "swish"),
+    "heads": ("-i {text} --n-embd 18 --n-head 4", "18 does not divide"),
+    "odd heads": ("-i {text} --n-embd 6 --n-head 2", "odd"),
+    "accumulation": ("-i {text} --batch-size 6 --grad-accum 4", "6 does not divide evenly among 1 process times .* 4"),
+    "device": ("-i {text} --device gpu", "gpu is unknown"),
+    "half on a processor": ("-i {text} --dtype float16", "float16"),
+    "prompt": ("-i {text} --prompt Zürich", "unknown to this model: 'Z' 'r' 'z' 'ü'|unknown to this model"),
+    "prompt file": ("-i {text} --prompt FILE:{tmp}/none", "cannot read .*none"),
+    "two modes": ("--resume --sample-only", "do not go together"),
+    "nothing to resume": ("-i {text} --resume", "there is no .*last.pt"),
+    "nothing to sample": ("--sample-only", "there is no .*model.pt"),
+    "nothing to start from": ("-i {text} --init-from {tmp}/none.pt", "there is no .*none.pt"),
+    "a checkpoint that carries code": ("-o {tmp}/m_code --sample-only", "refused.*code"),
+    "a checkpoint that is junk": ("-o {tmp}/m_junk --sample-only", "corrupt|refused"),
+    "a checkpoint cut short": ("-o {tmp}/m_cut --sample-only", "corrupt|cannot read"),
+    "another program's": ("-o {tmp}/m_other --sample-only", "not a checkpoint of gpt"),
+    "another width": ("-o {trained} --sample-only --n-embd 32", "trained with 16"),
+    "another context": ("-i {text} --init-from {trained}/model.pt --block-size 32", "trained with 16"),
+    "strange prompt": ("-o {trained} --sample-only --prompt 1+1", "unknown to this model: '\\+' '1'"),
+    "strange file": ("-o {trained} --eval {tmp}/latin1", "not UTF-8"),
+    "nothing to score": ("-o {trained} --eval {tmp}/one", "unknown|too short"),
+    "attention to the unknown": ("-o {trained} --attention 77", "unknown to this model: '7'"),
+    "another text": ("-o {trained} -i {tmp}/short --resume", "has changed"),
+    "work folder in a file": ("-i {text} -o {text}/out", "cannot write in the folder"),
+}
+
+
+OWN_SHAPE = {"--sample-only", "--resume", "--init-from", "--eval", "--attention"}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_in_one_line_before_anything_is_made(mistake, bad, capsys, monkeypatch):
+    args, message = MISTAKES[mistake]
+    monkeypatch.chdir(bad["tmp"])
+    before = sorted(map(str, bad["tmp"].rglob("*"))), sorted(map(str, bad["trained"].iterdir()))
+    args = [a.format(**bad) for a in args.split()]
+    shape = [] if set(args) & OWN_SHAPE else TINY
+    assert gpt.main([*shape, *args]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("gpt: ") and err.count("\n") == 1
+    assert re.search(message, err)
+    assert (sorted(map(str, bad["tmp"].rglob("*"))), sorted(map(str, bad["trained"].iterdir()))) == before
+    assert not os.path.exists("/tmp/should-not-be-there")
+
+
+def test_a_full_memory_is_told_with_the_flags_that_help(corpus, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(gpt, "train", full)
+    assert run("-i", corpus, "-o", tmp_path / "o") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--grad-accum" in err and "--block-size" in err
+
+
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_best(corpus, tmp_path, capsys):
+    assert run("-i", corpus, "-o", tmp_path / "o", "--learning-rate", 1e30, "--max-steps", 40) == 2
+    assert "lower --learning-rate" in capsys.readouterr().err
+    assert (tmp_path / "o" / "model.pt").exists()
+
+
+def test_help_names_every_preset_and_importing_does_nothing():
+    help_ = subprocess.run([sys.executable, str(ROOT / "gpt.py"), "--help"], capture_output=True, text=True)
+    assert help_.returncode == 0 and all(f"  {name} " in help_.stdout for name in gpt.PRESETS)
+    quiet = subprocess.run([sys.executable, "-c", "import gpt"], capture_output=True, text=True, cwd=ROOT)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_underscores_are_as_good_as_hyphens(corpus, tmp_path):
+    assert run("-i", corpus, "--work_dir", tmp_path / "o", "--max_steps", 1, "--eval_interval=1") == 0
+    assert json.loads((tmp_path / "o" / "tokens.bin").open("rb").readline())["count"] == len(TEXT)
