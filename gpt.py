@@ -17,6 +17,7 @@ import argparse
 import codecs
 import contextlib
 import csv
+import gc
 import hashlib
 import io
 import json
@@ -77,7 +78,7 @@ class Config:
     max_steps: int = train(2000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
     batch_size: int = train(12, "contexts per step, over all processes", "-b", low=1)
     grad_accum: int = train(0, "pieces a process's share of the batch is cut into (0: as the memory needs)", low=0)
-    learning_rate: float = train(0.02, "peak learning rate, of the matrices under muon", "-l", low=0)
+    learning_rate: float = train(0.03, "peak learning rate, of the matrices under muon", "-l", low=0)
     weight_decay: float = train(0.0, "decoupled weight decay of the matrices", "-w", low=0)
     optimizer: str = train("muon", "how gradients become steps", choices=("muon", "adamw"), fixed=True)
     schedule: str = train(
@@ -791,7 +792,7 @@ def make_optimizers(model, config):
     tables = [p for name, p in named.items() if "blocks" not in name and "head" not in name and p.ndim == 2]
     others = [p for name, p in named.items() if p.ndim < 2 or name == "head.weight"]
     if config.optimizer == "muon" and matrices:
-        groups = [dict(params=tables, scale=1.5), dict(params=others, scale=0.5)]
+        groups = [dict(params=tables, scale=1.0), dict(params=others, scale=0.7)]
         muon = Muon([dict(params=matrices, scale=1.0)], lr=0.0, weight_decay=config.weight_decay)
         return [muon, torch.optim.AdamW(groups, lr=0.0, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)]
     decayed = [p for p in named.values() if p.ndim >= 2]
@@ -1043,6 +1044,7 @@ class World:
 
     def close(self):
         if dist.is_initialized():
+            gc.collect()  # what still refers to the group must go before it
             dist.destroy_process_group()
 
     def gather(self, values, op):

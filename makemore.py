@@ -23,9 +23,11 @@ import math
 import os
 import pickle
 import random
+import re
 import signal
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -60,11 +62,11 @@ class Config:
 
     model = partial(option, group="model", fixed=True)
     type: str = model("transformer", "which model, see the list below")
-    block_size: int = model(0, "context length in characters (0: what the longest line needs)", low=0)
-    n_layer: int = model(4, "number of layers", low=1)
-    n_head: int = model(4, "number of attention heads", low=1)
-    n_embd: int = model(64, "channels of the embedding and of the Transformer's residual stream", low=1)
-    n_embd2: int = model(64, "channels elsewhere: hidden units of mlp, bow, wavenet, rnn, gru, lstm", low=1)
+    block_size: int = model(0, "context length in characters [what the longest line needs]", low=1, high=65_536)
+    n_layer: int = model(4, "number of layers", low=1, high=1024)
+    n_head: int = model(4, "number of attention heads", low=1, high=1024)
+    n_embd: int = model(64, "channels of the embedding, and of the Transformer throughout", low=1, high=65_536)
+    n_embd2: int = model(64, "channels elsewhere: hidden units of mlp, wavenet, rnn, gru, lstm", low=1, high=65_536)
     dropout: float = option(0.0, "share of activations dropped while training", group="model", low=0, high=0.99)
     batchnorm: bool = model(False, "mlp, wavenet: BatchNorm before every tanh")
     direct: bool = model(False, "mlp: connect the embeddings to the output directly, too")
@@ -77,20 +79,20 @@ class Config:
 
     train = partial(option, group="training")
     max_steps: int = train(10_000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
-    batch_size: int = train(256, "lines per step (mlp, wavenet, bigram: contexts per step)", "-b", low=1)
+    batch_size: int = train(256, "lines per step (mlp, wavenet, bigram: contexts per step)", "-b", low=1, high=1_000_000)
     learning_rate: float = train(1e-3, "peak learning rate", "-l", low=0)
     weight_decay: float = train(0.01, "decoupled weight decay of the matrices", "-w", low=0)
-    optimizer: str = train("adamw", "how gradients become steps", choices=("adamw", "sgd"))
+    optimizer: str = train("adamw", "how gradients become steps", choices=("adamw", "sgd"), fixed=True)
     schedule: str = train("cosine", "how the rate falls: to zero, or (step) to a tenth for the last quarter",
                           choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = train(100, "steps in which the learning rate climbs to its peak", low=0)
     decay_steps: int = train(0, "where the schedule ends (0: --max-steps, or the type's default if more)", low=0)
     grad_clip: float = train(0.0, "longest gradient allowed, as a norm (0: any)", low=0)
     backprop: str = train("autograd", "manual: mlp --batchnorm, gradients by hand", choices=("autograd", "manual"))
-    seed: int = train(3407, "seed of initialisation, batches, dropout and samples", low=0, fixed=True)
+    seed: int = train(3407, "seed of first weights, batches, dropout and samples", low=0, high=2**63 - 1, fixed=True)
 
     sampling = partial(option, group="sampling")
-    num_samples: int = sampling(20, "how many samples to print", low=0)
+    num_samples: int = sampling(20, "how many samples to print", low=0, high=1_000_000)
     temperature: float = sampling(1.0, "below 1 tamer than the model, above 1 wilder; 0: always the likeliest", low=0)
     top_k: int = sampling(0, "choose among the k likeliest characters only (0: all)", low=-1)
     top_p: float = sampling(1.0, "choose among the likeliest characters that make up this probability", low=0, high=1)
@@ -148,16 +150,17 @@ def parse_args(argv, program, description, epilog, config_class):
     return vars(parser.parse_args(argv))
 
 
-def check_ranges(config):
-    """Raise UserError for the first setting that is outside what its field allows."""
-    for f in fields(config):
-        value, low, high = getattr(config, f.name), f.metadata["low"], f.metadata["high"]
+def check_ranges(given, config_class):
+    """Raise UserError for the first setting given that is outside what its field allows; defaults may be special."""
+    for f in fields(config_class):
+        value, low, high = given.get(f.name, f.default), f.metadata["low"], f.metadata["high"]
         flag = "--" + f.name.replace("_", "-")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag} {value}: must be a finite number")
-        if (low is not None and value < low) or (high is not None and value > high):
-            rule = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UserError(f"{flag} {value}: must be {rule}")
+        if f.name in given and low is not None and value < low:
+            raise UserError(f"{flag} {value}: must be at least {low}")
+        if f.name in given and high is not None and value > high:
+            raise UserError(f"{flag} {value}: must be at most {high}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ def read_text(path):
     if b"\0" in raw[:1_000_000]:
         raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8").removeprefix("\ufeff")  # Windows likes to put a byte order mark there
     except UnicodeDecodeError as e:
         line = raw.count(b"\n", 0, e.start) + 1
         raise UserError(f"{path} is not UTF-8: line {line}, byte {e.start} is 0x{raw[e.start]:02x}") from None
@@ -338,6 +341,15 @@ class Embedding(nn.Module):
 
     def forward(self, idx):
         return F.embedding(idx, self.weight)
+
+
+class Positions(Embedding):
+    """A row of numbers for every place in the line: (B, T) -> (T, C)."""
+
+    def forward(self, idx):
+        if idx.shape[1] > len(self.weight):
+            raise UserError(f"a line of {idx.shape[1] - 1} characters: this model knows {len(self.weight) - 1} places")
+        return self.weight[: idx.shape[1]]
 
 
 class BatchNorm1d(nn.Module):
@@ -662,14 +674,14 @@ class BoW(SequenceModel):
     def __init__(self, config, vocab_size):
         super().__init__()
         self.tok = Embedding(vocab_size, config.n_embd)
-        self.pos = Embedding(config.block_size, config.n_embd)
+        self.pos = Positions(config.block_size, config.n_embd)
         self.up = Linear(config.n_embd, config.n_embd2, gain=TANH_GAIN)
         self.down = Linear(config.n_embd2, config.n_embd)
         self.head = Linear(config.n_embd, vocab_size, gain=HEAD_GAIN)
 
     def forward(self, idx):
         time = torch.arange(idx.shape[1], device=idx.device)
-        x = self.tok(idx) + self.pos(time)  # (B, T, C)
+        x = self.tok(idx) + self.pos(idx)  # (B, T, C)
         x = x + x.cumsum(1) / (time + 1)[:, None]  # the mean of the past, without a mask
         x = x + self.down(torch.tanh(self.up(x)))
         return self.head(x)  # (B, T, V)
@@ -795,14 +807,14 @@ class Transformer(SequenceModel):
         if config.n_embd % config.n_head:
             raise UserError(f"--n-embd {config.n_embd} does not divide among --n-head {config.n_head}: take a multiple")
         self.tok = Embedding(vocab_size, config.n_embd)
-        self.pos = Embedding(config.block_size, config.n_embd, std=0.1)
+        self.pos = Positions(config.block_size, config.n_embd, std=0.1)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = Sequential([Block(config) for _ in range(config.n_layer)])
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = Linear(config.n_embd, vocab_size, gain=HEAD_GAIN)
 
     def forward(self, idx):
-        x = self.dropout(self.tok(idx) + self.pos.weight[: idx.shape[1]])  # (B, T, C)
+        x = self.dropout(self.tok(idx) + self.pos(idx))  # (B, T, C)
         return self.head(self.norm(self.blocks(x)))  # (B, T, V)
 
 
@@ -849,7 +861,7 @@ MODELS = {
         dict(cell=LSTMCell)),
     "transformer": Entry(
         Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
-        dict(n_layer=4, n_head=4, n_embd=64, batch_size=128, learning_rate=3e-3, max_steps=3000, weight_decay=0.1)),
+        dict(n_layer=4, n_head=4, n_embd=64, batch_size=128, learning_rate=3e-3, max_steps=3000, weight_decay=0.1, dropout=0.1)),
 }
 # fmt: on
 
@@ -869,7 +881,7 @@ def configure(given, trained=None):
                 f"{flag} {given[f.name]}: the model in this folder was trained with {old}; leave {flag} out"
             )
     config = replace(base, **{**({} if trained else MODELS[base.type].defaults), **given})
-    check_ranges(config)
+    check_ranges(given, Config)
     return config
 
 
@@ -929,9 +941,9 @@ def evaluate(model, data, batch_size=2048):
 
 def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
     """Logits (B, V) to probabilities (B, V) by temperature, top-k and top-p (Holtzman et al. 2020)."""
-    if temperature == 0:
+    if temperature < 1e-10:  # 0, or as good as 0
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no overflow, however small the temperature
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
@@ -1155,7 +1167,9 @@ def save_checkpoint(path, checkpoint):
 def load_checkpoint(path, program):
     """Return the checkpoint at path, written by this program, or raise UserError. Checkpoints never run code."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: train first, or point --work-dir at a trained folder") from None
     except OSError as e:
@@ -1166,6 +1180,8 @@ def load_checkpoint(path, program):
         raise UserError(f"{path} is corrupt: not a checkpoint, or cut short") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("program") != program:
         raise UserError(f"{path} is not a checkpoint of {program}")
+    if missing := [key for key in CHECKPOINT_KEYS if key not in checkpoint]:
+        raise UserError(f"{path} is not complete: it lacks {', '.join(missing)}")
     return checkpoint
 
 
@@ -1194,10 +1210,9 @@ def pick_device(name):
             except UserError as e:
                 print(f"{e}; going on with the cpu", file=sys.stderr)
         return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} is unknown: auto, cpu, cuda, cuda:N or mps") from None
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UserError(f"--device {name} is unknown: auto, cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
     try:  # a card that torch has no kernels for is reported as available: only doing something tells
         torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
@@ -1277,26 +1292,35 @@ class Progress:
 LOG_COLUMNS = ("step", "seconds", "train_loss", "dev_loss", "lr")
 
 
+# All that is needed to go on as if nothing had happened, or to sample from the folder alone
+CHECKPOINT_KEYS = (
+    "config",
+    "progress",
+    "vocab",
+    "longest",
+    "digest",
+    "model",
+    "optimizer",
+    "batches",
+    "rng",
+    "cuda_rng",
+)
+
+
 def snapshot(model, optimizer, generator, progress, config, corpus):
-    """All that is needed to go on as if nothing had happened, or to sample from the folder alone, as one plain dict."""
-    return dict(
-        program="makemore",
-        config=asdict(config),
-        progress=asdict(progress),
-        vocab=corpus.vocab.chars,
-        longest=corpus.longest,
-        digest=corpus.digest,
-        model=model.state_dict(),
-        optimizer=optimizer.state_dict(),
-        batches=generator.get_state(),
-        rng=torch.get_rng_state(),
-        cuda_rng=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    )
+    """The state of a run as one plain dict."""
+    cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    run = (asdict(config), asdict(progress), corpus.vocab.chars, corpus.longest, corpus.digest)
+    states = (model.state_dict(), optimizer.state_dict(), generator.get_state(), torch.get_rng_state(), cuda_rng)
+    return {"program": "makemore", **dict(zip(CHECKPOINT_KEYS, run + states, strict=True))}
 
 
 def restore(checkpoint, optimizer, generator):
     """Undo `snapshot` for everything but the model, and return the progress."""
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
     optimizer.load_state_dict(checkpoint["optimizer"])
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay  # what the command line says now counts
     generator.set_state(checkpoint["batches"])
     torch.set_rng_state(checkpoint["rng"])
     if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
@@ -1704,8 +1728,8 @@ class Job:
 def open_job(given):
     """Set up what the command line describes: a new model, or the one in the work folder."""
     work_dir, checkpoint = Path(given.get("work_dir", Config.work_dir)), None
-    if any(given.get(mode) for mode in ("resume", "sample_only", "eval", "fold_batchnorm")):
-        checkpoint = load_checkpoint(work_dir / ("last.pt" if given.get("resume") else "model.pt"), "makemore")
+    if not given.keys().isdisjoint(("resume", "sample_only", "eval", "fold_batchnorm")):
+        checkpoint = load_checkpoint(work_dir / ("last.pt" if "resume" in given else "model.pt"), "makemore")
         model, vocab, trained = open_model(checkpoint)
         config = configure(given, trained)
         corpus, longest = find_corpus(config, trained, checkpoint["digest"]), checkpoint["longest"]
@@ -1769,7 +1793,7 @@ def run_training(job):
     print(f"data: {config.input_file}: {sizes} lines, {len(job.vocab)} tokens, longest line {job.longest}")
     known = set(corpus.train)
     repeated = sum(line in known for line in corpus.test)
-    print(f"overlap: {repeated:,} of the test lines stand in train as well; --dedup would drop repeated lines")
+    print(f"overlap: {repeated:,} of the test lines are training lines, too; --dedup would drop repeated lines")
     count = sum(p.numel() for p in model.parameters())
     print(f"model: {config.type}, {count:,} parameters, context {config.block_size}, on {job.device}")
 
@@ -1805,7 +1829,7 @@ def run(argv):
     """Do what the command line asks for and return the exit status."""
     about = "Train a character-level language model on a file of lines, then sample."
     given = parse_args(argv, "makemore", about, type_table(), Config)
-    modes = [mode for mode in MODES if given.get(mode)]
+    modes = [mode for mode in MODES if mode in given]
     if len(modes) > 1:
         raise UserError(f"--{modes[0]} and --{modes[1]} do not go together".replace("_", "-"))
     return (MODES[modes[0]] if modes else run_training)(open_job(given)) or 0
@@ -1813,10 +1837,17 @@ def run(argv):
 
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a console that lacks a character shows '?' instead
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as e:
-        print(f"makemore: {e}", file=sys.stderr)
+        print("makemore:", *str(e).splitlines(), file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
+            raise
+        print("makemore: out of memory: lower --batch-size, --n-embd, --n-embd2 or --n-layer", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
