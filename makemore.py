@@ -79,7 +79,7 @@ class Config:
 
     train = partial(option, group="training")
     max_steps: int = train(10_000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
-    batch_size: int = train(256, "lines per step (mlp, wavenet, bigram: contexts per step)", "-b", low=1, high=1_000_000)
+    batch_size: int = train(256, "lines (mlp, wavenet, bigram: contexts) per step", "-b", low=1, high=1_000_000)
     learning_rate: float = train(1e-3, "peak learning rate", "-l", low=0)
     weight_decay: float = train(0.01, "decoupled weight decay of the matrices", "-w", low=0)
     optimizer: str = train("adamw", "how gradients become steps", choices=("adamw", "sgd"), fixed=True)
@@ -89,7 +89,7 @@ class Config:
     decay_steps: int = train(0, "where the schedule ends (0: --max-steps, or the type's default if more)", low=0)
     grad_clip: float = train(0.0, "longest gradient allowed, as a norm (0: any)", low=0)
     backprop: str = train("autograd", "manual: mlp --batchnorm, gradients by hand", choices=("autograd", "manual"))
-    seed: int = train(3407, "seed of first weights, batches, dropout and samples", low=0, high=2**63 - 1, fixed=True)
+    seed: int = train(3407, "seed of weights, batches, dropout, samples", low=0, high=2**63 - 1, fixed=True)
 
     sampling = partial(option, group="sampling")
     num_samples: int = sampling(20, "how many samples to print", low=0, high=1_000_000)
@@ -861,7 +861,8 @@ MODELS = {
         dict(cell=LSTMCell)),
     "transformer": Entry(
         Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
-        dict(n_layer=4, n_head=4, n_embd=64, batch_size=128, learning_rate=3e-3, max_steps=3000, weight_decay=0.1, dropout=0.1)),
+        dict(n_layer=4, n_head=4, n_embd=64, dropout=0.1, batch_size=128, learning_rate=3e-3, max_steps=3000,
+             weight_decay=0.1)),
 }
 # fmt: on
 
