@@ -288,9 +288,9 @@ class Lines:
         pairs = (a * vocab_size + b)[(a != 0) | (b != 0)]  # two zeros in a row are a gap between lines
         return torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size)
 
-    def in_order(self, batch_size):
-        """All examples once, in batches of similar lengths."""
-        return torch.argsort(self.lengths, stable=True).split(batch_size)
+    def in_order(self, tokens):
+        """All examples once, in batches of similar lengths with at most that many tokens."""
+        return torch.argsort(self.lengths, stable=True).split(max(1, tokens // (int(self.lengths.max()) + 1)))
 
 
 class Windows(Lines):
@@ -312,8 +312,8 @@ class Windows(Lines):
         rows = self.windows[self.first[index.to(self.device)]].long()  # (B, block_size + 1)
         return rows[:, :-1], rows[:, -1]
 
-    def in_order(self, batch_size):
-        return torch.arange(len(self)).split(batch_size)
+    def in_order(self, tokens):
+        return torch.arange(len(self)).split(max(1, tokens // self.windows.shape[1]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -929,11 +929,11 @@ def inference(model):
         model.train(was_training)
 
 
-def evaluate(model, data, batch_size=2048):
+def evaluate(model, data, tokens=32_768):
     """Return the exact mean loss over all predictions, in nats per character, and their number."""
     total, count = 0.0, 0
     with inference(model):
-        for index in data.in_order(batch_size):
+        for index in data.in_order(tokens):
             x, y = data.batch(index)
             total += cross_entropy(model(x), y, reduction="sum").item()
             count += int((y >= 0).sum())
