@@ -24,10 +24,12 @@ import json
 import math
 import os
 import pickle
+import re
 import signal
 import sys
 import textwrap
 import time
+import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -53,52 +55,44 @@ def option(default, help, *short, group, choices=None, low=None, high=None, fixe
     return field(default=default, metadata=meta)
 
 
+# fmt: off
 @dataclass
 class Config:
-    data = partial(option, group="data")
-    input_file: str = data("input.txt", "text file (UTF-8), of any size", "-i")
+    input_file: str = option("input.txt", "text file (UTF-8), of any size", "-i", group="data")
 
-    shape = partial(option, group="model", low=1, fixed=True)
-    preset: str = option(
-        "auto", "a set of defaults, see the list below (auto: mini, or baby on a GPU)", group="model", fixed=True
-    )
-    block_size: int = shape(64, "context length in characters")
-    n_layer: int = shape(4, "number of layers")
-    n_head: int = shape(4, "number of attention heads")
-    n_embd: int = shape(128, "channels of the residual stream")
-    lookback: int = shape(4, "the embeddings of this many last characters are summed at the input (1: GPT-2)")
-    kind = partial(option, group="model", fixed=True)
-    positions: str = kind("rotary", "how a head knows distances (learned: GPT-2)", choices=("rotary", "learned"))
-    norm: str = kind("rms", "normalisation before each sublayer (layer: GPT-2)", choices=("rms", "layer"))
-    activation: str = kind("relu2", "what makes the network non-linear (gelu: GPT-2)", choices=("relu2", "gelu"))
-    tied: bool = kind(False, "the head uses the token embedding's weights (GPT-2)")
+    model = partial(option, group="model", fixed=True)
+    preset: str = model("auto", "a set of defaults, see the list below (auto: mini, or baby on a graphics card)")
+    block_size: int = model(64, "context length in characters", low=1, high=65_536)
+    n_layer: int = model(4, "number of layers", low=1, high=1024)
+    n_head: int = model(4, "number of attention heads", low=1, high=1024)
+    n_embd: int = model(128, "channels of the embedding, and of the Transformer throughout", low=1, high=65_536)
+    lookback: int = model(4, "embeddings of so many last characters are summed (GPT-2: 1)", low=1, high=64)
+    positions: str = model("rotary", "how heads know distances (GPT-2: learned)", choices=("rotary", "learned"))
+    norm: str = model("rms", "what every sublayer's input goes through (GPT-2: layer)", choices=("rms", "layer"))
+    activation: str = model("relu2", "what makes the network non-linear (GPT-2: gelu)", choices=("relu2", "gelu"))
+    tied: bool = model(False, "the head shares the token embedding's weights (GPT-2: yes)")
     dropout: float = option(0.0, "share of activations dropped while training", group="model", low=0, high=0.99)
 
     train = partial(option, group="training")
     max_steps: int = train(2000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
-    batch_size: int = train(12, "contexts per step, over all processes", "-b", low=1)
-    grad_accum: int = train(0, "pieces a process's share of the batch is cut into (0: as the memory needs)", low=0)
-    learning_rate: float = train(0.03, "peak learning rate, of the matrices under muon", "-l", low=0)
+    batch_size: int = train(24, "contexts per step, those of all processes together", "-b", low=1, high=1_000_000)
+    grad_accum: int = train(0, "pieces to cut each process's share of the batch into (0: as memory needs)", low=0)
+    learning_rate: float = train(0.03, "peak learning rate", "-l", low=0)
     weight_decay: float = train(0.0, "decoupled weight decay of the matrices", "-w", low=0)
     optimizer: str = train("muon", "how gradients become steps", choices=("muon", "adamw"), fixed=True)
-    schedule: str = train(
-        "linear",
-        "how the learning rate falls: to zero, or in one step to a tenth for the last quarter",
-        choices=("cosine", "linear", "step", "constant"),
-    )
+    schedule: str = train("linear", "how the rate falls: to zero, or (step) to a tenth for the last quarter",
+                          choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = train(0, "steps in which the learning rate climbs to its peak", low=0)
     decay_steps: int = train(0, "where the schedule ends (0: --max-steps, or the preset's default if more)", low=0)
     grad_clip: float = train(0.0, "longest gradient allowed, as a norm (0: any)", low=0)
-    patience: int = train(0, "stop after this many evaluations without a new best (0: never)", low=0)
-    seed: int = train(1337, "seed of initialisation, batches, dropout and samples", low=0, fixed=True)
-    init_from: str = train("", "begin with the weights of this model.pt, and learn the new text's characters")
+    patience: int = train(0, "stop after so many evaluations without a new best (0: never)", low=0)
+    seed: int = train(1337, "seed of first weights, batches, dropout and samples", low=0, high=2**63 - 1, fixed=True)
+    init_from: str = train("", "begin with the weights of this model.pt; new characters of the text are learned")
 
     sampling = partial(option, group="sampling")
-    num_samples: int = sampling(1, "how many texts to write", low=0)
+    num_samples: int = sampling(1, "how many texts to write", low=0, high=1_000_000)
     max_new_tokens: int = sampling(500, "characters per text", low=0)
-    temperature: float = sampling(
-        0.8, "below 1 tamer, above 1 wilder than the model; 0 always takes the likeliest", low=0
-    )
+    temperature: float = sampling(0.8, "below 1 tamer than the model, above 1 wilder; 0: always the likeliest", low=0)
     top_k: int = sampling(0, "choose among the k likeliest characters only (0: all)", low=-1)
     top_p: float = sampling(1.0, "choose among the likeliest characters that make up this probability", low=0, high=1)
     prompt: str = sampling("", "text to go on from, or FILE:path to read it from a file")
@@ -110,12 +104,15 @@ class Config:
     compile: str = run("auto", "let torch.compile fuse the layers", choices=("auto", "on", "off"))
     eval_interval: int = run(0, "steps between evaluations (0: a tenth of the run)", low=0)
     eval_chars: int = run(200_000, "characters an evaluation looks at, evenly spread over the part (0: all)", low=0)
-    resume: bool = run(False, "go on from last.pt in the work folder, exactly")
-    sample_only: bool = run(False, "write from model.pt in the work folder and stop")
-    attention: str = run("", "draw where model.pt's heads look while reading this text, and stop")
-    eval: str = run("", "score this file with model.pt in the work folder and stop")
 
-    del data, shape, kind, train, sampling, run
+    mode = partial(option, group="instead of training a new model")
+    resume: bool = mode(False, "go on from last.pt in the work folder, exactly")
+    sample_only: bool = mode(False, "write from model.pt in the work folder")
+    eval: str = mode("", "score this file with model.pt in the work folder")
+    attention: str = mode("", "draw where the heads of model.pt look while reading this text: attention.png")
+
+    del model, train, sampling, run, mode
+# fmt: on
 
 
 def parse_args(argv, program, description, epilog, config_class):
@@ -130,26 +127,20 @@ def parse_args(argv, program, description, epilog, config_class):
             super().__init__(prog, max_help_position=30, width=120)
 
     parser = OneLine(program, description=description, epilog=epilog, formatter_class=Layout, allow_abbrev=False)
-    groups = {}
+    groups = {
+        title: parser.add_argument_group(title)
+        for title in dict.fromkeys(f.metadata["group"] for f in fields(config_class))
+    }
     for f in fields(config_class):
-        meta = f.metadata
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        group = groups[meta["group"]]
-        flag = "--" + f.name.replace("_", "-")
+        names = ["--" + f.name.replace("_", "-"), *f.metadata["short"]]
+        how = dict(default=argparse.SUPPRESS, help=f.metadata["help"])
         if isinstance(f.default, bool):
-            group.add_argument(flag, *meta["short"], action="store_true", default=argparse.SUPPRESS, help=meta["help"])
+            how["action"] = argparse.BooleanOptionalAction if f.metadata["group"] == "model" else "store_true"
         else:
-            default = f" [{f.default}]" if f.default not in ("", 0) else ""
-            group.add_argument(
-                flag,
-                *meta["short"],
-                type=type(f.default),
-                choices=meta["choices"],
-                help=meta["help"] + default,
-                default=argparse.SUPPRESS,
-                metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
-            )
+            how |= dict(type=type(f.default), choices=f.metadata["choices"])
+            how["help"] += f" [{f.default}]" * (f.default not in ("", 0))
+            how["metavar"] = None if how["choices"] else f.name.split("_")[-1].upper()
+        groups[f.metadata["group"]].add_argument(*names, **how)
     # --max_steps is as good as --max-steps
     argv = [
         flag.replace("_", "-") + eq + value if flag.startswith("--") else flag + eq + value
@@ -158,16 +149,17 @@ def parse_args(argv, program, description, epilog, config_class):
     return vars(parser.parse_args(argv))
 
 
-def check_ranges(config):
-    """Raise UserError for the first setting that is outside what its field allows."""
-    for f in fields(config):
-        value, low, high = getattr(config, f.name), f.metadata["low"], f.metadata["high"]
+def check_ranges(given, config_class):
+    """Raise UserError for the first setting given that is outside what its field allows; defaults may be special."""
+    for f in fields(config_class):
+        value, low, high = given.get(f.name, f.default), f.metadata["low"], f.metadata["high"]
         flag = "--" + f.name.replace("_", "-")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag} {value}: must be a finite number")
-        if (low is not None and value < low) or (high is not None and value > high):
-            rule = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UserError(f"{flag} {value}: must be {rule}")
+        if f.name in given and low is not None and value < low:
+            raise UserError(f"{flag} {value}: must be at least {low}")
+        if f.name in given and high is not None and value > high:
+            raise UserError(f"{flag} {value}: must be at most {high}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -183,7 +175,7 @@ def read_text(path):
     if b"\0" in raw[:1_000_000]:
         raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8").removeprefix("\ufeff")  # Windows likes to put a byte order mark there
     except UnicodeDecodeError as e:
         line = raw.count(b"\n", 0, e.start) + 1
         raise UserError(f"{path} is not UTF-8: line {line}, byte {e.start} is 0x{raw[e.start]:02x}") from None
@@ -582,29 +574,21 @@ class Preset:
 GPT2 = dict(lookback=1, positions="learned", norm="layer", activation="gelu", tied=True)
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, warmup_steps=100, weight_decay=0.1)
 
+# fmt: off
 PRESETS = {
-    "bigram": Preset(
-        Bigram,
-        "a table of what follows what, the baseline",
-        dict(batch_size=64, max_steps=1000, learning_rate=0.05, optimizer="adamw"),
-    ),
-    "mini": Preset(GPT, "0.9M parameters: good text in two minutes on two cores", dict(batch_size=24, max_steps=2000)),
-    "gpt2": Preset(
-        GPT,
-        "GPT-2's own recipe at mini's size, for comparison",
-        {**GPT2, **ADAMW, "learning_rate": 1e-3, "schedule": "cosine", "grad_clip": 1.0, "max_steps": 2000},
-    ),
-    "baby": Preset(
-        GPT,
-        "10.8M parameters, the lecture's: for any graphics card",
-        dict(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2, batch_size=64, max_steps=2000),
-    ),
-    "large": Preset(
-        GPT,
-        "50M parameters, for much text and 24 GB",
-        dict(n_layer=12, n_head=8, n_embd=512, block_size=512, dropout=0.1, batch_size=128, max_steps=10000),
-    ),
+    "bigram": Preset(Bigram, "a table of what follows what: the baseline",
+                     dict(batch_size=64, max_steps=1000, optimizer="adamw", learning_rate=0.05)),
+    "mini": Preset(GPT, "0.8M parameters: good text in two minutes on two cores", dict(batch_size=24, max_steps=1500)),
+    "gpt2": Preset(GPT, "GPT-2's recipe at mini's size, to compare with",
+                   {**GPT2, **ADAMW, "batch_size": 12, "max_steps": 2000, "learning_rate": 1e-3, "schedule": "cosine",
+                    "grad_clip": 1.0}),
+    "baby": Preset(GPT, "10.7M parameters, for any graphics card with 8 GB, or less with more patience",
+                   dict(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2, batch_size=64, max_steps=2000)),
+    "large": Preset(GPT, "51M parameters, for much text and a card with 24 GB",
+                    dict(n_layer=16, n_head=8, n_embd=512, block_size=512, dropout=0.1, batch_size=64,
+                         max_steps=10_000)),
 }
+# fmt: on
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -645,10 +629,10 @@ def windows(low, high, block_size, limit):
         yield np.array([high - 1 - rest]), rest
 
 
-def evaluate(model, text, part, config, plan, world, limit=None):
+def evaluate(model, text, part, config, plan, world):
     """Return the mean loss over a part in nats per character; each process looks at its share of the windows."""
     total, count = 0.0, 0
-    batches = list(windows(*text.parts[part], config.block_size, config.eval_chars if limit is None else limit))
+    batches = list(windows(*text.parts[part], config.block_size, config.eval_chars))
     with inference(model):
         for starts, length in batches[world.rank :: world.size]:
             x, y = text.batch(starts, length, plan.device)
@@ -661,9 +645,9 @@ def evaluate(model, text, part, config, plan, world, limit=None):
 
 def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
     """Logits (B, V) to probabilities (B, V) by temperature, top-k and top-p (Holtzman et al. 2020)."""
-    if temperature == 0:
+    if temperature < 1e-10:  # 0, or as good as 0
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no overflow, however small the temperature
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
@@ -927,7 +911,7 @@ def plan_card(card, dtype, compile):
     return Plan(torch.device("cuda", card.index), chosen, compiled, "; ".join(reasons), card.free)
 
 
-def look_around(config, local_rank=None):
+def look_around(config, world):
     """Make a Plan from the machine as it is, and see that it works by doing something with it."""
     archs = torch.cuda.get_arch_list() if torch.backends.cuda.is_built() else []
     cards = []
@@ -936,8 +920,8 @@ def look_around(config, local_rank=None):
             name, free = torch.cuda.get_device_name(i), torch.cuda.mem_get_info(i)[0] / 1e9
             cards.append(Card(i, name, torch.cuda.get_device_capability(i), free))
     wish = config.device
-    if local_rank is not None and wish in ("auto", "cuda") and (cards or wish == "cuda"):
-        wish = f"cuda:{local_rank}"  # one card for each process of this machine
+    if world.size > 1 and wish in ("auto", "cuda") and (cards or wish == "cuda"):
+        wish = f"cuda:{world.local_rank}"  # one card for each process of a machine
     plan = plan_device(
         cards, archs, torch.__version__, wish, config.dtype, config.compile, torch.backends.mps.is_available()
     )
@@ -955,10 +939,9 @@ def pick_device(name):
             except UserError as e:
                 print(f"{e}; going on with the cpu", file=sys.stderr)
         return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} is unknown: auto, cpu, cuda, cuda:N or mps") from None
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UserError(f"--device {name} is unknown: auto, cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
     try:  # a card that torch has no kernels for is reported as available: only doing something tells
         torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
@@ -1280,7 +1263,9 @@ def save_checkpoint(path, checkpoint):
 def load_checkpoint(path, program):
     """Return the checkpoint at path, written by this program, or raise UserError. Checkpoints never run code."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: train first, or point --work-dir at a trained folder") from None
     except OSError as e:
@@ -1291,6 +1276,8 @@ def load_checkpoint(path, program):
         raise UserError(f"{path} is corrupt: not a checkpoint, or cut short") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("program") != program:
         raise UserError(f"{path} is not a checkpoint of {program}")
+    if missing := [key for key in CHECKPOINT_KEYS if key not in checkpoint]:
+        raise UserError(f"{path} is not complete: it lacks {', '.join(missing)}")
     return checkpoint
 
 
@@ -1323,6 +1310,12 @@ def snapshot(model, optimizers, scaler, generator, progress, config, text):
     )
 
 
+CHECKPOINT_KEYS = (
+    *("config", "progress", "vocab", "digest", "model", "optimizers"),
+    *("scaler", "batches", "rng", "cuda_rng"),
+)
+
+
 def restore(checkpoint, optimizers, scaler, generator):
     """Undo `snapshot` for everything but the model, and return the progress."""
     for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
@@ -1345,7 +1338,7 @@ def open_model(checkpoint):
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f"the checkpoint does not fit this version of gpt: {str(e).splitlines()[0]}") from None
-    passing = {f.name: f.default for f in fields(Config) if f.metadata["group"] in ("run", "sampling")}
+    passing = {f.name: f.default for f in fields(Config) if f.metadata["group"] not in ("data", "model", "training")}
     return model, vocab, replace(config, **passing)
 
 
@@ -1470,23 +1463,20 @@ def configure(given, plan, trained=None):
     if trained and not given.get("init_from"):
         free = () if "resume" in given else ("seed",)  # other samples from the same model are welcome
         refuse_changes(given, trained, "the model in this folder", free)
-        config = replace(trained, **given)
-    else:
-        preset = given.get("preset", "auto")
-        if trained:
-            refuse_changes(given, trained, given["init_from"], ("seed", "optimizer"))
-            shape = {f.name: getattr(trained, f.name) for f in fields(Config) if f.metadata["group"] == "model"}
-            given, preset = {**shape, **given}, trained.preset
-        elif preset == "auto":
-            preset = "mini" if plan.device.type == "cpu" else "baby"
-        if preset not in PRESETS:
-            raise UserError(f"--preset {preset} is unknown: choose among {', '.join(PRESETS)}")
-        defaults = PRESETS[preset].defaults
-        if given.get("optimizer") == "adamw" and defaults.get("optimizer") != "adamw":
-            defaults = {**defaults, **ADAMW}
-        config = replace(Config(), **{**defaults, **given, "preset": preset})
-    check_ranges(config)
-    return config
+        return replace(trained, **given)
+    preset = given.get("preset", "auto")
+    if trained:  # another text: the shape stays, all else is new
+        refuse_changes(given, trained, given["init_from"], ("seed", "optimizer"))
+        shape = {f.name: getattr(trained, f.name) for f in fields(Config) if f.metadata["group"] == "model"}
+        given, preset = {**shape, **given}, trained.preset
+    elif preset == "auto":
+        preset = "mini" if plan.device.type == "cpu" else "baby"
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset} is unknown: choose among {', '.join(PRESETS)}")
+    defaults = PRESETS[preset].defaults
+    if given.get("optimizer") == "adamw" and defaults.get("optimizer") != "adamw":
+        defaults = {**defaults, **ADAMW}
+    return replace(Config(), **{**defaults, **given, "preset": preset})
 
 
 def check_text(head, config):
@@ -1516,13 +1506,12 @@ def build(config, vocab_size):
 
 def use(model, vocab, config, plan, work_dir, limit):
     """Score a file, draw the attention or write, with a trained model."""
-    model.to(plan.device)
     if config.eval:
         tokens = vocab.encode(read_text(config.eval))
         if len(tokens) < 2:
             raise UserError(f"{config.eval} is too short to be scored: the first character has nothing before it")
         text = Text(lambda: tokens, vocab, {"all": (0, len(tokens))})
-        loss = evaluate(model, text, "all", config, plan, World(), limit)
+        loss = evaluate(model, text, "all", replace(config, eval_chars=limit), plan, World())
         print(f"eval: {loss:.4f} nats/char over {len(tokens) - 1} characters")
     elif config.attention:
         if not hasattr(model, "blocks"):
@@ -1533,17 +1522,19 @@ def use(model, vocab, config, plan, work_dir, limit):
         print(f"attention: {work_dir / 'attention.png'}")
     else:
         write(model, vocab, config)
-    return 0
 
 
-def prepare_text(config, more_chars, digest, world, work_dir):
-    """Check the text and the settings against each other, then make the work folder and encode. Return a Text."""
+def prepare_text(config, vocab, digest, world, work_dir):
+    """Check text and settings against each other, then make the work folder and encode what is not yet. Return a Text.
+
+    vocab is that of a model that goes on, and digest the text's that it began with, where there are.
+    """
     tokens_path = work_dir / "tokens.bin"
     # first the process that writes, then one on every other machine, then those that only read
     turn = min(world.rank, 1) + min(world.local_rank, 1)
     for now in range(3 if world.size > 1 else 1):
         if now == turn:
-            head = survey(config.input_file, tokens_path, more_chars)
+            head = survey(config.input_file, tokens_path, vocab.chars if vocab else "")
             if digest and head["source"]["sha256"] != digest:
                 raise UserError(f"{config.input_file} has changed: --resume needs the text that the run began with")
             check_text(head, config)
@@ -1558,76 +1549,86 @@ def prepare_text(config, more_chars, digest, world, work_dir):
 def run(argv, world):
     """Do what the command line asks for and return the exit status."""
     given = parse_args(argv, "gpt", "Train a GPT on any text, then let it write.", preset_table(), Config)
-    modes = [flag for flag in ("resume", "sample_only", "attention", "eval", "init_from") if given.get(flag)]
+    modes = [mode for mode in ("resume", "sample_only", "eval", "attention", "init_from") if given.get(mode)]
     if len(modes) > 1:
         raise UserError(f"--{modes[0]} and --{modes[1]} do not go together".replace("_", "-"))
-    check_ranges(replace(Config(), **given))
+    check_ranges(given, Config)
     work_dir = Path(given.get("work_dir", Config.work_dir))
-    path = given.get("init_from") or work_dir / ("last.pt" if "resume" in modes else "model.pt")
-    checkpoint = load_checkpoint(path, "gpt") if modes else None
-    model, vocab, trained = open_model(checkpoint) if modes else (None, None, None)
-    plan = look_around(replace(Config(), **given), world.local_rank if world.size > 1 else None)
+    mode, checkpoint, model, vocab, trained = modes[0] if modes else "", None, None, None, None
+    if mode:
+        name = "last.pt" if mode == "resume" else "model.pt"
+        checkpoint = load_checkpoint(given.get("init_from") or work_dir / name, "gpt")
+        model, vocab, trained = open_model(checkpoint)
+    plan = look_around(replace(Config(), **given), world)
     config = configure(given, plan, trained)
-    if modes and modes[0] in ("sample_only", "attention", "eval"):
-        return use(model, vocab, config, plan, work_dir, given.get("eval_chars", 0))
-    check_shares(config, world.size)
-    if model is None:
-        build(config, 2)  # whoever asks for an impossible shape is told before the text is read
+    if mode in ("sample_only", "eval", "attention"):
+        use(model.to(plan.device), vocab, config, plan, work_dir, given.get("eval_chars", 0))
+        return 0
 
+    # a new model, a model that goes on, or one that learns another text
+    check_shares(config, world.size)
+    if not mode:
+        build(config, 2)  # an impossible shape is told before the text is read
     world.open(plan.device)
-    resumed = checkpoint if "resume" in modes else None
-    text = prepare_text(config, vocab.chars if vocab else "", resumed and resumed["digest"], world, work_dir)
+    text = prepare_text(config, vocab, checkpoint["digest"] if mode == "resume" else "", world, work_dir)
     new = ""
-    if resumed is None:
+    if mode != "resume":
         model = build(config, len(text.vocab))
         new = transplant(model, checkpoint, text.vocab.chars) if checkpoint else ""
     model.to(plan.device)
     torch.manual_seed(config.seed + world.rank)  # dropout falls differently on every share of the batch
-    say = print if world.rank == 0 else lambda *_, **__: None
-    sizes = ", ".join(f"{high - low:,} {name}" for name, (low, high) in text.parts.items())
-    say(f"data: {config.input_file}: {sizes} characters, {len(text.vocab)} distinct")
-    if checkpoint and not resumed:
-        say(f"init: from {config.init_from}" + (f"; new characters, to be learned: {new!r}" if new else ""))
-    say(
-        f"device: {plan.device}, {plan.dtype}, {'compiled' if plan.compile else 'not compiled'} ({plan.why})"
-        + (f", {world.size} processes" if world.size > 1 else "")
-    )
-    size = sum(p.numel() for p in model.parameters())
-    say(f"model: {config.preset}, {size:,} parameters, context {config.block_size}, {config.optimizer}")
-    signum = train(model, text, config, plan, world, work_dir, resumed)
+    if world.rank == 0:
+        introduce(model, text, config, plan, world, new)
+    signum = train(model, text, config, plan, world, work_dir, checkpoint if mode == "resume" else None)
 
-    world.sum(0)  # until it is written
-    best = load_checkpoint(work_dir / "model.pt", "gpt")
-    model.load_state_dict(best["model"])
+    world.sum(0)  # until everything is written
+    model.load_state_dict(load_checkpoint(work_dir / "model.pt", "gpt")["model"])
     losses = [evaluate(model, text, part, config, plan, world) for part in ("train", "val")]
     if world.rank == 0:
-        last = load_checkpoint(work_dir / "last.pt", "gpt")["progress"]
+        progress = load_checkpoint(work_dir / "last.pt", "gpt")["progress"]
         title = f"{config.preset} on {Path(config.input_file).name}"
-        plot_losses(work_dir / "loss.png", last["history"], last["best_step"], len(text.vocab), title)
-        print("final: train {:.4f} val {:.4f} nats/char".format(*losses), f"(best at step {last['best_step']})")
+        plot_losses(work_dir / "loss.png", progress["history"], progress["best_step"], len(text.vocab), title)
+        print("final: train {:.4f} val {:.4f} nats/char".format(*losses), f"(best at step {progress['best_step']})")
         write(model, text.vocab, config)
     world.sum(0)  # all leave together
     return 128 + signum if signum else 0
 
 
+def introduce(model, text, config, plan, world, new):
+    """Say what is about to happen, and why so."""
+    sizes = ", ".join(f"{high - low:,} {name}" for name, (low, high) in text.parts.items())
+    print(f"data: {config.input_file}: {sizes} characters, {len(text.vocab)} distinct")
+    if config.init_from:
+        print(f"init: from {config.init_from}" + (f"; new characters, to be learned: {new!r}" if new else ""))
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    print(f"device: {plan.device}, {plan.dtype}{', compiled' if plan.compile else ''}{processes} ({plan.why})")
+    size = sum(p.numel() for p in model.parameters())
+    batch = f"{config.batch_size} contexts of {config.block_size} a step"
+    print(f"model: {config.preset}, {size:,} parameters, {batch}, {config.optimizer}", flush=True)
+
+
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a console that lacks a character shows '?' instead
     world = World()
     try:
         return run(sys.argv[1:] if argv is None else argv, world)
     except UserError as e:
-        print(f"gpt: {e}", file=sys.stderr)
+        print("gpt:", *str(e).splitlines(), file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError:
-        hint = "cut the batch with --grad-accum 4, or lower --batch-size, --block-size or --n-embd"
-        print(f"gpt: the device's memory is full: {hint}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
+            raise
+        hint = "cut the batch with --grad-accum 4, or lower --batch-size, --block-size, --n-embd or --n-layer"
+        print(f"gpt: out of memory: {hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print()
         return 130
-    except BrokenPipeError:  # whoever read along has had enough
+    except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 0
     finally:
         world.close()
 

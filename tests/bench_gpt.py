@@ -1,0 +1,288 @@
+"""Measure gpt.py against nanoGPT, and on a text of 2 GB.
+
+    python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
+    python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
+    python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
+
+The text is Tiny Shakespeare at ../shared/data/input.txt, or any --text. nanoGPT runs its own train.py in a temporary
+copy, with the CPU command of its README; its data is prepared here, since its own preparation wants the network.
+Seconds of training are those between evaluations, for both. The final losses of both are exact, over the whole
+validation part, in windows of 64 characters side by side. Rivals take turns, and the medians are compared.
+"""
+
+import argparse
+import csv
+import os
+import pickle
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import gpt  # noqa: E402
+
+SHAPE = dict(block_size=64, n_layer=4, n_head=4, n_embd=128)
+README = (
+    "--device=cpu --compile=False --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
+)
+OURS = 100  # steps that our mini, with nanoGPT's context of 64, is given to reach nanoGPT's loss
+
+
+class NanoGPT:
+    """A temporary copy of the checkout with the text prepared as its character-level data set."""
+
+    def __init__(self, checkout, text, folder):
+        self.folder = Path(folder) / "nanoGPT"
+        shutil.copytree(checkout, self.folder, ignore=shutil.ignore_patterns(".git"))
+        chars = sorted(set(text))
+        tokens = gpt.Vocab("".join(chars)).encode(text).astype(np.uint16)
+        n = int(0.9 * len(tokens))
+        data = self.folder / "data" / "shakespeare_char"
+        tokens[:n].tofile(data / "train.bin")
+        tokens[n:].tofile(data / "val.bin")
+        meta = dict(vocab_size=len(chars), stoi={c: i for i, c in enumerate(chars)}, itos=dict(enumerate(chars)))
+        (data / "meta.pkl").write_bytes(pickle.dumps(meta))
+        sys.path.insert(0, str(self.folder))
+
+    def train(self, steps):
+        """Run its README's CPU command for so many steps: milliseconds of every step, evaluations left out."""
+        command = ["train.py", "config/train_shakespeare_char.py", *README.split(), "--dropout=0.0", "--eval_iters=20"]
+        command += [f"--max_iters={steps}", f"--lr_decay_iters={steps}", f"--eval_interval={steps}"]
+        out = subprocess.run(
+            [sys.executable, *command, "--always_save_checkpoint=True"], cwd=self.folder, text=True, capture_output=True
+        )
+        if out.returncode:
+            sys.exit(out.stderr)
+        times = {int(i): float(ms) for i, ms in re.findall(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", out.stdout)}
+        return [ms for i, ms in times.items() if i % steps]
+
+    def loss(self, val):
+        """Its final loss over all of val."""
+        model = self.model(torch.load(self.folder / "out-shakespeare-char" / "ckpt.pt", weights_only=True))
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for starts, length in gpt.windows(0, len(val), 64, 0):
+                rows = torch.from_numpy(val[starts[:, None] + np.arange(length + 1)].astype(np.int64))
+                total += model(rows[:, :-1], rows[:, 1:].contiguous())[1].item() * len(starts) * length
+                count += len(starts) * length
+        return total / count
+
+    def model(self, checkpoint=None, **shape):
+        import model as nano
+
+        model = nano.GPT(nano.GPTConfig(**(checkpoint["model_args"] if checkpoint else shape)))
+        if checkpoint:
+            model.load_state_dict(checkpoint["model"])
+        return model.eval()
+
+
+def ours(folder, text_path, *args):
+    """Train with gpt.py in a process of its own: (seconds of training, final val loss, milliseconds per step)."""
+    command = [sys.executable, str(ROOT / "gpt.py"), "-i", text_path, "-o", folder, "--device", "cpu", *map(str, args)]
+    command += ["--num-samples", "0", "--eval-interval", "1000000"]
+    out = subprocess.run(command, text=True, capture_output=True)
+    if out.returncode:
+        sys.exit(out.stderr)
+    rows = list(csv.DictReader(open(Path(folder) / "log.csv")))
+    seconds, steps = float(rows[-1]["seconds"]), int(rows[-1]["step"])
+    return seconds, float(rows[-1]["val_loss"]), 1000 * seconds / steps
+
+
+def bench_loss(nano, text_path, val, folder, seeds):
+    """Seconds of training to nanoGPT's final loss: its 2,000 steps, and a short run of ours."""
+    print(f"time to the loss: ours {OURS} steps of the preset mini with context 64, nanoGPT 2,000 steps", flush=True)
+    before = [
+        ours(
+            f"{folder}/a{s}",
+            text_path,
+            "--block-size",
+            64,
+            "--batch-size",
+            24,
+            "--max-steps",
+            OURS,
+            "--decay-steps",
+            OURS,
+            "--seed",
+            s,
+        )
+        for s in range(seeds)
+    ]
+    times = nano.train(2000)
+    nano_seconds = statistics.fmean(times) * 2000 / 1000
+    nano_loss = nano.loss(val)
+    print(
+        f"  nanoGPT   {nano_seconds:6.1f} s  val {nano_loss:.4f}   ({statistics.median(times):.1f} ms/step)", flush=True
+    )
+    for seconds, loss, pace in before:
+        print(
+            f"  gpt.py    {seconds:6.1f} s  val {loss:.4f}   ({pace:.1f} ms/step)   {nano_seconds / seconds:.1f} times faster"
+            + ("" if loss <= nano_loss else "   but the loss is NOT reached")
+        )
+    worst = max(loss for _, loss, _ in before)
+    ratio = nano_seconds / statistics.median(s for s, _, _ in before)
+    print(f"  => {ratio:.1f} x, worst loss of {seeds} seeds {worst:.4f} against {nano_loss:.4f}", flush=True)
+    return nano_seconds, statistics.median(pace for _, _, pace in before)
+
+
+def bench_time(nano_seconds, pace, text_path, folder):
+    """Our loss in nanoGPT's time."""
+    steps = int(1000 * nano_seconds / pace)
+    seconds, loss, _ = ours(
+        f"{folder}/b", text_path, "--block-size", 64, "--batch-size", 24, "--max-steps", steps, "--decay-steps", steps
+    )
+    print(f"in nanoGPT's time: {steps} steps in {seconds:.1f} s, val {loss:.4f}", flush=True)
+
+
+def bench_step(nano, text_path, folder, rounds=3, steps=120):
+    """The same architecture, batch and optimizer: milliseconds per step, in turns."""
+    theirs, mine = [], []
+    for i in range(rounds):
+        theirs.append(statistics.median(nano.train(steps)[10:]))
+        mine.append(ours(f"{folder}/c{i}", text_path, "--preset", "gpt2", "--max-steps", steps)[2])
+    a, b = statistics.median(theirs), statistics.median(mine)
+    print(f"GPT-2's block and AdamW: nanoGPT {a:.1f} ms/step, gpt.py {b:.1f} ms/step => {a / b:.2f} x", flush=True)
+
+
+NAMES = {
+    "transformer.wte.weight": "token.weight",
+    "transformer.wpe.weight": "position.weight",
+    "transformer.ln_f.weight": "norm.gain",
+}
+PARTS = {
+    "ln_1.weight": "norm1.gain",
+    "attn.c_attn.weight": "attention.qkv.weight",
+    "attn.c_proj.weight": "attention.proj.weight",
+}
+PARTS |= {"ln_2.weight": "norm2.gain", "mlp.c_fc.weight": "think.up.weight", "mlp.c_proj.weight": "think.proj.weight"}
+
+
+def bench_sample(nano, characters=1000, rounds=3):
+    """Writing from the same weights, with a context of 256."""
+    torch.manual_seed(0)
+    theirs = nano.model(**{**SHAPE, "block_size": 256}, bias=False, vocab_size=65)
+    config = replace(
+        gpt.Config(),
+        preset="gpt2",
+        **gpt.GPT2,
+        **{**SHAPE, "block_size": 256},
+        max_new_tokens=characters,
+        temperature=0.8,
+    )
+    mine = gpt.build(config, 65).eval()
+    state = {}
+    for name, weight in theirs.state_dict().items():
+        layer = re.fullmatch(r"transformer\.h\.(\d+)\.(.*)", name)
+        if ".attn.bias" not in name and name != "lm_head.weight":
+            state[f"blocks.{layer[1]}.{PARTS[layer[2]]}" if layer else NAMES[name]] = weight
+    mine.load_state_dict({**state, "head.weight": state["token.weight"]})
+    idx = torch.randint(65, (1, 256))
+    with torch.no_grad():
+        difference = (theirs(idx, idx)[0] - mine(idx)).abs().max().item()
+    assert difference < 1e-4, difference
+    a, b = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        theirs.generate(idx[:, :1], characters, temperature=0.8)
+        a.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        tokens = list(gpt.generate(mine, idx[:, :1], config, torch.Generator().manual_seed(0)))
+        b.append(time.perf_counter() - start)
+    short = replace(config, max_new_tokens=300)
+    slow = list(gpt.generate(mine, idx[:, :1], short, torch.Generator().manual_seed(0), cached=False))
+    assert all(map(torch.equal, slow, tokens)), "cached and uncached sampling differ"
+    a, b = statistics.median(a), statistics.median(b)
+    print(
+        f"writing {characters} characters from the same weights (logits differ by {difference:.0e}): nanoGPT {a:.2f} s, gpt.py {b:.2f} s => {a / b:.1f} x",
+        flush=True,
+    )
+
+
+def bench_encode(text, folder, gigabytes):
+    """Encode and train on a generated text far larger than the memory that is used."""
+    path = Path(folder) / "big.txt"
+    rng = np.random.default_rng(0)
+    block = np.frombuffer(text.encode("ascii", "ignore"), dtype=np.uint8)
+    with open(path, "wb") as f:
+        while f.tell() < gigabytes * 1e9:
+            for cut in rng.integers(0, len(block), 16):  # as if new lines followed one another
+                f.write(block[cut:].tobytes())
+    size = path.stat().st_size
+    start = time.perf_counter()
+    head = gpt.survey(path, Path(folder) / "tokens.bin")
+    gpt.encode_file(path, head, Path(folder) / "tokens.bin")
+    seconds = time.perf_counter() - start
+    again = time.perf_counter()
+    assert gpt.survey(path, Path(folder) / "tokens.bin") == head
+    again = time.perf_counter() - again
+    steps = 100
+    command = [
+        "-i",
+        path,
+        "-o",
+        folder,
+        "--device",
+        "cpu",
+        "--max-steps",
+        steps,
+        "--num-samples",
+        0,
+        "--eval-chars",
+        20000,
+    ]
+    subprocess.run([sys.executable, str(ROOT / "gpt.py"), *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    print(
+        f"a text of {size / 1e9:.2f} GB: read and encoded in {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s; known again in {again:.1f} s"
+    )
+    print(f"  training on it ({steps} steps): {peak:.2f} GB of memory at most, torch included", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", help="loss, time, step, sample, encode (default: all that is possible)")
+    parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--tmp", default=tempfile.gettempdir())
+    args = parser.parse_args()
+    if not Path(args.text).exists():
+        sys.exit(f"no {args.text}: name a text with --text")
+    what = args.what or ["loss", "time", "step", "sample", "encode"]
+    text = Path(args.text).read_text(encoding="utf-8")
+    val = gpt.Vocab("".join(sorted(set(text)))).encode(text)[int(0.9 * len(text)) :]
+    print(
+        f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads, {args.text}", flush=True
+    )
+    with tempfile.TemporaryDirectory(dir=args.tmp) as folder:
+        if {"loss", "time", "step", "sample"} & set(what):
+            if not args.nanogpt:
+                sys.exit("name a checkout of karpathy/nanoGPT with --nanogpt")
+            nano = NanoGPT(args.nanogpt, text, folder)
+        if {"loss", "time"} & set(what):
+            measured = bench_loss(nano, args.text, val, folder, args.seeds)
+        if "time" in what:
+            bench_time(*measured, args.text, folder)
+        if "step" in what:
+            bench_step(nano, args.text, folder)
+        if "sample" in what:
+            bench_sample(nano)
+        if "encode" in what:
+            bench_encode(text, folder, args.gigabytes)
+
+
+if __name__ == "__main__":
+    main()
