@@ -1684,7 +1684,7 @@ def type_table():
 
 
 def open_model(checkpoint):
-    """Rebuild (model, vocab, config) from a checkpoint alone; what belongs to a single run is back at its default."""
+    """Rebuild (model, vocab, config) from a checkpoint alone."""
     try:
         config = Config(**checkpoint["config"])
         vocab = Vocab(checkpoint["vocab"])
@@ -1692,8 +1692,7 @@ def open_model(checkpoint):
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f"the checkpoint does not fit this version of makemore: {str(e).splitlines()[0]}") from None
-    passing = {f.name: f.default for f in fields(Config) if f.metadata["group"] not in ("data", "model", "training")}
-    return model, vocab, replace(config, **passing)
+    return model, vocab, config
 
 
 def find_corpus(config, trained, digest):
@@ -1732,6 +1731,8 @@ def open_job(given):
     if not given.keys().isdisjoint(("resume", "sample_only", "eval", "fold_batchnorm")):
         checkpoint = load_checkpoint(work_dir / ("last.pt" if "resume" in given else "model.pt"), "makemore")
         model, vocab, trained = open_model(checkpoint)
+        kept = ("data", "model", "training", *["run"] * ("resume" in given))  # the rest was for that run only
+        trained = replace(trained, **{f.name: f.default for f in fields(Config) if f.metadata["group"] not in kept})
         config = configure(given, trained)
         corpus, longest = find_corpus(config, trained, checkpoint["digest"]), checkpoint["longest"]
     else:
