@@ -1562,7 +1562,7 @@ def plot_inside(work_dir, rows, meter, data, vocab):
 
     def histogram(ax, values, **style):
         heights, edges = torch.histogram(values.flatten().float().cpu(), bins=80, density=True)
-        ax.plot((edges[:-1] + edges[1:]) / 2, heights, linewidth=1.2, **style)
+        ax.plot((0.5 * (edges[:-1] + edges[1:])).numpy(), heights.numpy(), linewidth=1.2, **style)
 
     drawn = []
     tanhs = [r for r in rows if r.kind == "Tanh"]
@@ -1582,7 +1582,7 @@ def plot_inside(work_dir, rows, meter, data, vocab):
         drawn.append("dead.png")
         flat = (tanhs[0].output.abs() > 0.99).flatten(0, -2)[:128]
         with drawing(work_dir / drawn[-1]) as ax:
-            ax.imshow(flat.cpu(), cmap="gray", interpolation="nearest", aspect="auto")
+            ax.imshow(flat.cpu().numpy(), cmap="gray", interpolation="nearest", aspect="auto")
             ax.set(
                 title=f"{tanhs[0].name}: white is |tanh| > 0.99; a column white throughout is a dead neuron",
                 xlabel="neuron",
@@ -1607,7 +1607,7 @@ def plot_inside(work_dir, rows, meter, data, vocab):
     if table is not None and table.shape[1] >= 2:
         drawn.append("embedding.png")
         centred = table - table.mean(0)
-        where = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).cpu()
+        where = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).cpu().numpy()
         with drawing(work_dir / drawn[-1], size=(6, 6)) as ax:
             ax.scatter(where[:, 0], where[:, 1], s=220, color="#8fb8de")
             for (x, y), char in zip(where, "." + vocab.chars, strict=True):
@@ -1618,7 +1618,7 @@ def plot_inside(work_dir, rows, meter, data, vocab):
     drawn.append("bigrams.png")
     names, show = "." + vocab.chars, min(len(vocab), 40)
     with drawing(work_dir / drawn[-1], size=(12, 12)) as ax:
-        counts = data.bigrams(len(vocab))[:show, :show].cpu()
+        counts = data.bigrams(len(vocab))[:show, :show].cpu().numpy()
         ax.imshow(counts, cmap="Blues")
         for i, row in enumerate(counts.tolist()):
             for j, count in enumerate(row):
