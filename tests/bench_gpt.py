@@ -95,7 +95,7 @@ def ours(folder, text_path, *args):
     out = subprocess.run(command, text=True, capture_output=True)
     if out.returncode:
         sys.exit(out.stderr)
-    rows = list(csv.DictReader(open(Path(folder) / "log.csv")))
+    rows = list(csv.DictReader((Path(folder) / "log.csv").read_text().splitlines()))
     seconds, steps = float(rows[-1]["seconds"]), int(rows[-1]["step"])
     return seconds, float(rows[-1]["val_loss"]), 1000 * seconds / steps
 
@@ -128,7 +128,8 @@ def bench_loss(nano, text_path, val, folder, seeds):
     )
     for seconds, loss, pace in before:
         print(
-            f"  gpt.py    {seconds:6.1f} s  val {loss:.4f}   ({pace:.1f} ms/step)   {nano_seconds / seconds:.1f} times faster"
+            f"  gpt.py    {seconds:6.1f} s  val {loss:.4f}   ({pace:.1f} ms/step)   "
+            f"{nano_seconds / seconds:.1f} times faster"
             + ("" if loss <= nano_loss else "   but the loss is NOT reached")
         )
     worst = max(loss for _, loss, _ in before)
@@ -205,7 +206,8 @@ def bench_sample(nano, characters=1000, rounds=3):
     assert all(map(torch.equal, slow, tokens)), "cached and uncached sampling differ"
     a, b = statistics.median(a), statistics.median(b)
     print(
-        f"writing {characters} characters from the same weights (logits differ by {difference:.0e}): nanoGPT {a:.2f} s, gpt.py {b:.2f} s => {a / b:.1f} x",
+        f"writing {characters} characters from the same weights (logits differ by {difference:.0e}): "
+        f"nanoGPT {a:.2f} s, gpt.py {b:.2f} s => {a / b:.1f} x",
         flush=True,
     )
 
@@ -245,7 +247,8 @@ def bench_encode(text, folder, gigabytes):
     subprocess.run([sys.executable, str(ROOT / "gpt.py"), *map(str, command)], check=True, stdout=subprocess.DEVNULL)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     print(
-        f"a text of {size / 1e9:.2f} GB: read and encoded in {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s; known again in {again:.1f} s"
+        f"a text of {size / 1e9:.2f} GB: read and encoded in {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s; "
+        f"known again in {again:.1f} s"
     )
     print(f"  training on it ({steps} steps): {peak:.2f} GB of memory at most, torch included", flush=True)
 
