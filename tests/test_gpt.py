@@ -691,6 +691,8 @@ def test_machines_without_cuda():
         plan(archs=CU130, device="cuda")
     with pytest.raises(gpt.UserError, match="float16"):
         plan(archs=[], dtype="float16")
+    assert plan(archs=[]).dtype == plan(archs=[], bf16=True).dtype == "float32"
+    assert "bfloat16 is faster" in plan(archs=[], bf16=True).why and "bfloat16" not in plan(archs=[]).why
     assert plan(archs=[], mps=True).device.type == "mps" and plan(archs=[], mps=True).dtype == "float32"
     with pytest.raises(gpt.UserError, match="Metal"):
         plan(device="mps")
