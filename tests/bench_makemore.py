@@ -97,8 +97,11 @@ def load_upstream(path):
     return module
 
 
-def compare(path, data, steps, chunk=50, batch=32):
-    """Alternate `chunk` steps of upstream with as many of ours: same type, sizes, rate and predictions per step."""
+def compare(path, data, steps, batch, chunk=50):
+    """Alternate `chunk` steps of upstream with as many of ours: same type, sizes and predictions per step.
+
+    Each has the learning rate that its own program takes by default, held constant.
+    """
     theirs = load_upstream(path)
     corpus = makemore.load_corpus(makemore.Config(input_file=data))
     chars = list(corpus.vocab.chars)
@@ -116,11 +119,11 @@ def compare(path, data, steps, chunk=50, batch=32):
 
         own = dict(shared, n_layer=1) if kind in ("mlp", "rnn", "gru") else shared  # upstream's have one layer each
         windows = dict(block_size=corpus.longest + 1) if kind == "mlp" else {}
-        config = makemore.configure(dict(type=kind, input_file=data, **own, **windows))
+        config = makemore.configure(dict(type=kind, input_file=data, dropout=0.0, **own, **windows))
         model, config = makemore.build(config, len(corpus.vocab), corpus.longest)
         examples = makemore.examples(model, corpus.train, corpus.vocab, config, "cpu")
         rows = round(batch * per_line) if model.windowed else batch
-        optimizer = makemore.make_optimizer(model, makemore.replace(config, learning_rate=5e-4, weight_decay=0.01))
+        optimizer = makemore.make_optimizer(model, config)
         generator = torch.Generator().manual_seed(1)
 
         def their_step(loader=loader, model=their_model, optimizer=their_optimizer):
@@ -171,12 +174,13 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="", help="rows of --results whose name contains this")
     parser.add_argument("--upstream", metavar="PATH")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=32, help="lines per step of both, for --upstream")
     parser.add_argument("--lines", type=int)
     parser.add_argument("--data", default="names.txt")
     args = parser.parse_args()
     if args.results:
         results(args.data, args.only)
     if args.upstream:
-        compare(args.upstream, args.data, args.steps)
+        compare(args.upstream, args.data, args.steps, args.batch)
     if args.lines:
         long_file(args.lines)

@@ -406,13 +406,14 @@ def test_recurrent_cells(name):
 def test_attention_is_a_softmax_over_the_past():
     config = SimpleNamespace(n_embd=8, n_head=2, n_layer=1, dropout=0.0)
     layer, x = makemore.CausalSelfAttention(config), torch.randn(3, 5, 8)
+    places = makemore.Places(torch.ones(3, 5))  # nothing is padding
     q, k, v = layer.qkv(x).split(8, -1)
     heads = []
     for h in (slice(0, 4), slice(4, 8)):
         scores = q[..., h] @ k[..., h].transpose(1, 2) / 4**0.5
         weights = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf).softmax(-1)
         heads.append(weights @ v[..., h])
-    torch.testing.assert_close(layer(x), layer.proj(torch.cat(heads, -1)))
+    torch.testing.assert_close(places.put(layer(places.take(x), places)), layer.proj(torch.cat(heads, -1)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -899,18 +900,36 @@ def test_eval_scores_any_file_with_what_final_said(cli, first_half, lines_file, 
     folder, out = first_half(kind)
     corpus = corpus_of(lines_file)
     (tmp_path / "test.txt").write_text("\n".join(corpus.test))
-    status, line, err = cli("-o", folder, "--eval", tmp_path / "test.txt")
+    status, report, err = cli("-o", folder, "--eval", tmp_path / "test.txt")
     count = sum(map(len, corpus.test)) + len(corpus.test)
     loss = re.search(FINAL, out)[3]
     assert (status, err) == (0, "")
-    assert line == f"eval: {loss} nats/char over {count} characters in {len(corpus.test)} lines\n"
+    assert f"\neval: {loss} nats/char over {count} characters in {len(corpus.test)} lines\n" in report
+    header, *rows = csv.reader((folder / "scores.csv").open())
+    assert header == ["line", "nats", "nats_per_char"] and [row[0] for row in rows] == corpus.test
+    assert sum(float(row[1]) for row in rows) / count == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_eval_scores_a_line_by_itself(cli, first_half, tmp_path):
+    """The score of a line does not depend on its company, and the likeliest and strangest are named."""
+    folder, lines = first_half("gru")[0], ["bazo", "ba", "xxxxx", "zoxubi"]
+    scores = []
+    for name, some in (("all.txt", lines), ("one.txt", lines[2:3])):
+        (tmp_path / name).write_text("\n".join(some))
+        assert cli("-o", folder, "--eval", tmp_path / name)[0] == 0
+        scores += [float(r["nats"]) for r in csv.DictReader((folder / "scores.csv").open()) if r["line"] == "xxxxx"]
+    assert scores[0] == pytest.approx(scores[1], abs=2e-4)
+    (tmp_path / "six.txt").write_text("\n".join([*lines, "bo", "zi"]))
+    report = cli("-o", folder, "--eval", tmp_path / "six.txt")[1]
+    likeliest, strangest = report.partition("strangest:")[::2]
+    assert "xxxxx" in strangest and "xxxxx" not in likeliest
 
 
 @every_type
 def test_eval_of_longer_lines_than_were_trained_on_works_or_is_refused(cli, first_half, tmp_path, kind):
     (tmp_path / "long.txt").write_text("ba" * 50 + "\nba\n")
     status, out, err = cli("-o", first_half(kind)[0], "--eval", tmp_path / "long.txt")
-    assert (status, out.count("\n"), err.count("\n")) in ((0, 1, 0), (2, 0, 1))
+    assert (status, "eval: " in out, err.count("\n")) in ((0, True, 0), (2, False, 1))
 
 
 def test_the_command_line_of_upstream_runs(cli, tmp_path, monkeypatch):

@@ -1,0 +1,369 @@
+"""What the lectures teach, as tests: smoothed counts, first weights, gradients by hand, BatchNorm folded away."""
+
+import contextlib
+import csv
+import io
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import makemore
+from makemore import MODELS
+
+ROOT = Path(makemore.__file__).parent
+CHINESE = "王芳 李伟 王伟 李娜 张敏 刘洋 陈静 杨丽 赵磊 黄勇 周杰 吴秀英 徐霞 孙平 胡刚 朱桂英 高文 林玲 何辉 郭鑫".split()
+PLACES = ["São Paulo", "Zürich", "Kraków", "Reykjavík", "Île de Ré", "Ağrı", "Đà Nẵng", "Ōsaka", "Saint-Étienne"] * 3
+WORDS = "the of and to in is you that it he was for on are as with his they at be this have from or had by".split()
+
+
+def build(kind, lines, **given):
+    """A new model for these lines, its data and its settings."""
+    vocab = makemore.Vocab("".join(sorted(set("".join(lines)))))
+    longest = max(map(len, lines))
+    model, config = makemore.build(makemore.configure(dict(type=kind, **given)), len(vocab), longest)
+    return model, makemore.examples(model, lines, vocab, config, "cpu"), vocab, config
+
+
+def batches(data, size, steps, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        yield data.batch(torch.randint(len(data), (size,), generator=generator))
+
+
+@pytest.fixture(scope="module")
+def names():
+    return random.Random(1).sample((ROOT / "names.txt").read_text().split(), 1500)
+
+
+@pytest.fixture
+def cli(capsys):
+    def run(*argv):
+        status = makemore.main([str(arg) for arg in argv])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Counting
+
+
+def kneser_ney(lines, order):
+    """Modified Kneser-Ney written out as in Chen & Goodman, with dictionaries: p(context, character)."""
+    alphabet = sorted(set("".join(lines))) + ["."]
+    counts = [Counter() for _ in range(order)]
+    for line in lines:
+        text = "." * (order - 1) + line + "."
+        for i in range(order - 1, len(text)):
+            counts[order - 1][text[i - order + 1 : i + 1]] += 1
+    for k in reversed(range(order - 1)):  # below the top: in how many contexts, not how often
+        for longer in counts[k + 1]:
+            counts[k][longer[1:]] += 1
+    discounts, totals, kinds = [], [], []
+    for table in counts:
+        n1, n2, n3, n4 = (sum(c == i for c in table.values()) for i in (1, 2, 3, 4))
+        y = n1 / max(1, n1 + 2 * n2)  # at the bottom, every character is frequent: a tenth is taken all the same
+        freed = [i - (i + 1) * y * more / max(1, few) for i, few, more in ((1, n1, n2), (2, n2, n3), (3, n3, n4))]
+        discounts.append([0, *(max(0.1, d) for d in freed)])
+        totals.append(Counter())
+        kinds.append(defaultdict(Counter))
+        for text, c in table.items():
+            totals[-1][text[:-1]] += c
+            kinds[-1][text[:-1]][min(c, 3)] += 1
+
+    def p(context, char):
+        answer = 1 / len(alphabet)
+        for k in range(order):
+            at = context[len(context) - k :]
+            if totals[k][at]:
+                c = counts[k][at + char]
+                freed = sum(discounts[k][i] * n for i, n in kinds[k][at].items())
+                answer = (c - discounts[k][min(c, 3)] + freed * answer) / totals[k][at]
+        return answer
+
+    return p
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_kneser_ney_is_what_chen_and_goodman_wrote(names, order):
+    model, train, vocab, _ = build("ngram", names, n=order, strength=1.0)
+    model.fit(train, train)
+    p, alphabet = kneser_ney(names, order), "." + vocab.chars
+    for context in (".....", "...an", "....m", "arian", "zqzqz"):
+        context = context[len(context) - order + 1 :] if order > 1 else ""
+        idx = torch.tensor([[alphabet.index(c) for c in context] or [0]])
+        wanted = torch.tensor([p(context, c) for c in alphabet])
+        torch.testing.assert_close(model(idx)[0].exp(), wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_additive_smoothing_adds_to_every_count(names):
+    model, train, vocab, _ = build("ngram", names, n=2, smoothing="additive", strength=0.5)
+    model.fit(train, train)
+    counts = train.bigrams(len(vocab)) + 0.5
+    torch.testing.assert_close(model(torch.arange(len(vocab))[:, None]).exp(), counts / counts.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("smoothing", ["kneser-ney", "additive"])
+@pytest.mark.parametrize("n", range(1, 9))
+def test_counts_make_a_distribution_whatever_was_seen(n, smoothing):
+    model, train, vocab, config = build("ngram", WORDS, n=n, smoothing=smoothing)
+    model.fit(train, train)
+    idx = torch.randint(len(vocab), (50, config.block_size))
+    torch.testing.assert_close(model(idx).exp().sum(1), torch.ones(50))
+    assert model(idx).isfinite().all()
+
+
+def test_the_strength_is_the_best_on_dev(names):
+    train, dev = names[:1200], names[1200:]
+    losses = {}
+    for strength in (0.0, 0.01, 0.1, 1.0, 10.0):  # 0: chosen by the model
+        model, data, vocab, config = build("ngram", train, n=3, smoothing="additive", strength=strength)
+        held_out = makemore.examples(model, dev, vocab, config, "cpu")
+        model.fit(data, held_out)
+        losses[strength] = makemore.evaluate(model, held_out)[0]
+    assert losses[0.0] <= min(losses.values()) + 1e-9
+
+
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_the_table_learns_the_counts(names, block_size):
+    """A network of logits descends to the very frequencies that counting gives."""
+    model, data, vocab, config = build("bigram", names[:100], block_size=block_size, weight_decay=0)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, history_size=30, line_search_fn="strong_wolfe")
+    x, y = data.batch(torch.arange(len(data)))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = makemore.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    counted, train, *_ = build("ngram", names[:100], n=block_size + 1, smoothing="additive", strength=1e-9)
+    counted.fit(train, train)
+    assert makemore.evaluate(model, data)[0] == pytest.approx(makemore.evaluate(counted, train)[0], abs=2e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# First weights
+
+
+@pytest.mark.parametrize("init, low, high", [("kaiming", 0.55, 0.80), ("torch", 0.0, 0.4), ("normal", 0.85, 1.0)])
+def test_first_weights_decide_what_reaches_the_last_tanh(names, init, low, high):
+    model, data, *_ = build("mlp", names, n_layer=5, n_embd2=100, init=init)
+    _, rows = makemore.inspect_layers(model, *data.batch(torch.arange(256)))
+    last = [row for row in rows if row.kind == "Tanh"][-1]
+    assert low <= last.output.std() <= high
+    assert (last.saturated > 0.5) == (init == "normal")
+
+
+def test_all_zeros_never_learn_to_differ(names):
+    """Only the last bias gets a gradient: the network learns how frequent the characters are, and no more."""
+    model, data, *_ = build("mlp", names, init="zeros")
+    x, y = data.batch(torch.arange(500))
+    makemore.cross_entropy(model(x), y).backward()
+    moved = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
+    assert moved == ["layers.1.bias"]
+
+
+def test_direct_connections_leave_a_straight_way(names):
+    """With the hidden layer silenced, the embeddings still reach the output."""
+    model, data, *_ = build("mlp", names, direct=True)
+    x, _ = data.batch(torch.arange(64))
+    with torch.no_grad():
+        model.layers[-1].weight.zero_()
+        wanted = model.tok(x).flatten(1) @ model.direct.weight.T + model.layers[-1].bias
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_batchnorm_keeps_any_depth_alive(names):
+    model, data, *_ = build("mlp", names, n_layer=6, n_embd2=100, batchnorm=True, init="normal")
+    _, rows = makemore.inspect_layers(model, *data.batch(torch.arange(512)))
+    stds = [row.output.std().item() for row in rows if row.kind == "Tanh"]
+    assert len(stds) == 6 and max(stds) - min(stds) < 0.05
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Two ways to the same numbers
+
+
+@pytest.mark.parametrize("examples", [1, 10, 200])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_that_looks_its_products_up(examples, bias):
+    """More examples than characters or fewer: the outputs and gradients are those of a plain Linear."""
+    layer, table = makemore.ContextLinear(4 * 6, 5, bias), makemore.Embedding(12, 6)
+    idx, g = torch.randint(12, (examples, 4)), torch.randn(examples, 5)
+    results = []
+    for f in (lambda: layer(idx, table), lambda: F.linear(table(idx).flatten(1), layer.weight, layer.bias)):
+        y = f()
+        results.append([y.detach(), *torch.autograd.grad(y, [*layer.parameters(), *table.parameters()], g)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, entry in MODELS.items() if not entry.model.windowed])
+def test_a_line_is_read_alike_alone_and_beside_longer_ones(names, kind):
+    model, data, *_ = build(kind, names)
+    model.eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+        x, y = data.batch(torch.arange(40))
+        together = model(x)
+        for i in range(0, 40, 5):
+            alone = model(data.batch(torch.tensor([i]))[0])[0]
+            torch.testing.assert_close(together[i, : len(alone)], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_dilated_convolutions_reach_twice_as_far_with_every_layer(names):
+    for layers in (1, 2, 3):
+        model, *_ = build("wavenet-dilated", names, n_layer=layers, n_embd=8, n_embd2=8)
+        embedded = model.tok(torch.randint(1, 20, (1, 16))).detach().requires_grad_()
+        model.tok.forward = lambda idx, embedded=embedded: embedded
+        (model(torch.ones(1, 16, dtype=torch.long))[0, -1] ** 2).sum().backward()
+        reached = (embedded.grad.abs().sum(-1)[0] > 0).nonzero()[:, 0]
+        assert reached.tolist() == list(range(16 - 2**layers, 16))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Backpropagation by hand
+
+
+def test_the_26_gradients(names):
+    model, data, *_ = build("mlp", names, batchnorm=True)
+    rows = makemore.check_backprop(model, *data.batch(torch.arange(32)))
+    assert len(rows) == len({name for name, *_ in rows}) == 26
+    for name, exact, approximate, difference in rows:
+        assert approximate and (exact or difference < 1e-8), name
+
+
+def test_a_thousand_steps_by_hand_and_by_autograd_end_at_the_same_weights(names):
+    ends = []
+    for by_hand in (True, False):
+        model, data, _, config = build("mlp", names, batchnorm=True, n_embd=6, n_embd2=24, learning_rate=1e-3)
+        model.double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x, y in batches(data, 32, 1000):
+            if by_hand:
+                makemore.manual_gradients(model, x, y)
+            else:
+                optimizer.zero_grad()
+                makemore.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        ends.append([t.detach() for t in model.state_dict().values()])
+        assert makemore.evaluate(model, data)[0] < math.log(27) - 0.5
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "wavenet"])
+def test_batchnorm_folds_into_the_weights(names, kind):
+    model, data, vocab, config = build(kind, names, batchnorm=True, n_embd=8, n_embd2=32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for x, y in batches(data, 64, 60):
+        optimizer.zero_grad()
+        makemore.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    folded, _ = makemore.fold_batchnorm(model, config, len(vocab), 20)
+    assert not any(isinstance(layer, makemore.BatchNorm1d) for layer in folded.modules())
+    model.eval(), folded.eval()
+    for size in (1, 500):  # a batch of one works, too
+        x, _ = data.batch(torch.arange(size))
+        torch.testing.assert_close(folded(x), model(x), rtol=0, atol=1e-5)
+
+
+def test_folding_on_the_command_line(cli, tmp_path, names):
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    folder = tmp_path / "out"
+    given = ["--n-embd", 8, "--n-embd2", 16, "--max-steps", 20, "--num-samples", 3]
+    assert cli("-i", tmp_path / "names.txt", "-o", folder, "--type", "mlp", "--batchnorm", *given)[0] == 0
+    status, out, _ = cli("-o", folder, "--fold-batchnorm")
+    with_it, without = map(float, re.search(r"dev (\S+) with BatchNorm, (\S+) with it folded", out).groups())
+    assert status == 0 and with_it == pytest.approx(without, abs=1e-5)
+    samples = [cli("-o", where, "--sample-only", "--num-samples", 8)[1] for where in (folder, folder / "folded")]
+    assert samples[0] == samples[1]
+    assert cli("-o", folder / "folded", "--fold-batchnorm")[0] == 2  # nothing is left to fold
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Looking inside
+
+
+def test_update_meter_measures_the_step(names):
+    model, *_ = build("mlp", names)
+    meter = makemore.UpdateMeter(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.01 * p.std() * torch.randn_like(p))
+    meter()
+    assert len(meter.rows) == 1 and all(value == pytest.approx(-2, abs=0.15) for value in meter.rows[0])
+
+
+def test_dead_neurons_are_counted():
+    output = torch.full((10, 4), 0.5)
+    output[:, 0], output[:5, 1] = 1.0, -1.0  # the first is flat for all, the second for half
+    row = makemore.LayerRow("", "Tanh", output, torch.zeros(10, 4))
+    assert row.dead == 0.25 and row.saturated == 0.375
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_diagnose_draws_for_every_network(cli, tmp_path, kind):
+    if kind == "ngram":
+        pytest.skip("counts have no layers")
+    (tmp_path / "words.txt").write_text("\n".join(WORDS))
+    small = ["--n-embd", 8, "--n-embd2", 8, "--n-layer", 2, "--max-steps", 5]
+    status, out, err = cli("-i", tmp_path / "words.txt", "-o", tmp_path, "--type", kind, "--diagnose", *small)
+    assert (status, err) == (0, "") and out.count("loss ") >= 2
+    drawn = re.search(r"figures: (.*)", out)[1].split(", ")
+    assert {"weights.png", "bigrams.png"} <= {Path(path).name for path in drawn}
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_find_lr_finds_a_rate_that_learns_and_leaves_the_model_alone(names, tmp_path):
+    model, data, _, config = build("mlp", names)
+    before = [p.clone() for p in model.parameters()]
+    rate = makemore.find_learning_rate(model, data, config, tmp_path / "find_lr.png")
+    assert 1e-4 < rate < 1 and (tmp_path / "find_lr.png").stat().st_size > 10_000
+    assert all(map(torch.equal, before, model.parameters()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    losses = []
+    for x, y in batches(data, 256, 100):
+        optimizer.zero_grad()
+        loss = makemore.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) / 10 < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant"])
+def test_schedules_climb_and_fall(schedule):
+    config = makemore.configure(dict(type="mlp", schedule=schedule, warmup_steps=10, learning_rate=1.0))
+    rates = [makemore.learning_rate(step, config, 110) for step in range(120)]
+    assert rates[:11] == sorted(rates[:11]) and rates[10] == max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx({"constant": 1.0, "step": 0.1}.get(schedule, 0.0))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Other alphabets
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("lines", [CHINESE, PLACES, WORDS], ids=["Chinese", "places", "words"])
+def test_any_alphabet(tmp_path, kind, lines):
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    small = "--n-embd 8 --n-embd2 8 --n-layer 2 --max-steps 20 --num-samples 10".split()
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert makemore.main(["-i", str(path), "-o", str(tmp_path / "out"), "--type", kind, *small]) == 0
+        assert makemore.main(["-o", str(tmp_path / "out"), "--eval", str(path)]) == 0
+    samples = re.findall(r"^  (.+)$", out.getvalue(), re.M)
+    alphabet = set("".join(lines)) | set("0123456789. ")
+    assert samples and set("".join(samples)) <= alphabet
+    with open(tmp_path / "out/scores.csv", encoding="utf-8") as f:
+        scores = list(csv.DictReader(f))
+    assert [row["line"] for row in scores] == lines and all(math.isfinite(float(row["nats"])) for row in scores)
