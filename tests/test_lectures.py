@@ -17,9 +17,9 @@ import makemore
 from makemore import MODELS
 
 ROOT = Path(makemore.__file__).parent
-CHINESE = "王芳 李伟 王伟 李娜 张敏 刘洋 陈静 杨丽 赵磊 黄勇 周杰 吴秀英 徐霞 孙平 胡刚 朱桂英 高文 林玲 何辉 郭鑫".split()
+CHINESE = ["王芳", "李伟", "王伟", "李娜", "张敏", "刘洋", "陈静", "赵磊", "黄勇", "吴秀英", "朱桂英", "何辉"] * 2
 PLACES = ["São Paulo", "Zürich", "Kraków", "Reykjavík", "Île de Ré", "Ağrı", "Đà Nẵng", "Ōsaka", "Saint-Étienne"] * 3
-WORDS = "the of and to in is you that it he was for on are as with his they at be this have from or had by".split()
+WORDS = ["the", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was", "for", "on", "as", "his"] * 2
 
 
 def build(kind, lines, **given):
@@ -56,7 +56,7 @@ def cli(capsys):
 
 def kneser_ney(lines, order):
     """Modified Kneser-Ney written out as in Chen & Goodman, with dictionaries: p(context, character)."""
-    alphabet = sorted(set("".join(lines))) + ["."]
+    alphabet = [*sorted(set("".join(lines))), "."]
     counts = [Counter() for _ in range(order)]
     for line in lines:
         text = "." * (order - 1) + line + "."
@@ -133,7 +133,7 @@ def test_the_strength_is_the_best_on_dev(names):
 @pytest.mark.parametrize("block_size", [1, 2])
 def test_the_table_learns_the_counts(names, block_size):
     """A network of logits descends to the very frequencies that counting gives."""
-    model, data, vocab, config = build("bigram", names[:100], block_size=block_size, weight_decay=0)
+    model, data, *_ = build("bigram", names[:100], block_size=block_size, weight_decay=0)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, history_size=30, line_search_fn="strong_wolfe")
     x, y = data.batch(torch.arange(len(data)))
 
@@ -212,7 +212,7 @@ def test_a_line_is_read_alike_alone_and_beside_longer_ones(names, kind):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-        x, y = data.batch(torch.arange(40))
+        x, _ = data.batch(torch.arange(40))
         together = model(x)
         for i in range(0, 40, 5):
             alone = model(data.batch(torch.tensor([i]))[0])[0]
@@ -244,7 +244,7 @@ def test_the_26_gradients(names):
 def test_a_thousand_steps_by_hand_and_by_autograd_end_at_the_same_weights(names):
     ends = []
     for by_hand in (True, False):
-        model, data, _, config = build("mlp", names, batchnorm=True, n_embd=6, n_embd2=24, learning_rate=1e-3)
+        model, data, *_ = build("mlp", names, batchnorm=True, n_embd=6, n_embd2=24, learning_rate=1e-3)
         model.double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for x, y in batches(data, 32, 1000):
@@ -357,7 +357,7 @@ def test_schedules_climb_and_fall(schedule):
 def test_any_alphabet(tmp_path, kind, lines):
     path = tmp_path / "lines.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
-    small = "--n-embd 8 --n-embd2 8 --n-layer 2 --max-steps 20 --num-samples 10".split()
+    small = ["--n-embd", "8", "--n-embd2", "8", "--n-layer", "2", "--max-steps", "20", "--num-samples", "10"]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert makemore.main(["-i", str(path), "-o", str(tmp_path / "out"), "--type", kind, *small]) == 0
         assert makemore.main(["-o", str(tmp_path / "out"), "--eval", str(path)]) == 0
