@@ -108,6 +108,7 @@ class Config:
     resume: bool = mode(False, "go on from last.pt in the work folder, exactly")
     sample_only: bool = mode(False, "sample from model.pt in the work folder")
     eval: str = mode("", "score this file with model.pt in the work folder, line by line: scores.csv")
+    mix: str = mode("", "mix the models of these folders (a,b,...) into the work folder, shares chosen on dev")
     fold_batchnorm: bool = mode(False, "fold BatchNorm of model.pt into its weights: folded/model.pt")
     find_lr: bool = mode(False, "try learning rates from tiny to absurd: find_lr.png")
     check_backprop: bool = mode(False, "compare 26 hand-written gradients with autograd's")
@@ -830,10 +831,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(C)
         self.attend = CausalSelfAttention(config)
         self.think = nn.Sequential(
-            nn.LayerNorm(C),
-            Linear(C, 4 * C),
-            nn.GELU(),
-            Linear(4 * C, C, gain=(2 * config.n_layer) ** -0.5),
+            nn.LayerNorm(C), Linear(C, 4 * C), nn.GELU(), Linear(4 * C, C, gain=(2 * config.n_layer) ** -0.5)
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -862,6 +860,48 @@ class Transformer(SequenceModel):
         for block in self.blocks:
             x = block(x, places)
         return places.put(self.head(self.norm(x)))  # (B, T, V)
+
+
+class Mixture(SequenceModel):
+    """Trained models that vote: p = sum of share times p, with the shares chosen on dev (Jelinek & Mercer 1980).
+
+    Counts remember what networks smooth over, networks know what nobody has counted: together they beat either.
+    """
+
+    def __init__(self, members, sizes, shares):
+        super().__init__()
+        self.members, self.sizes = nn.ModuleList(members), sizes  # sizes: how much context a window model sees
+        self.register_buffer("shares", shares)  # (K,)
+
+    def votes(self, idx):
+        """The log-probabilities of every member: (K, B, T, V)."""
+        votes = []
+        for member, size in zip(self.members, self.sizes, strict=True):
+            if member.windowed:
+                windows = F.pad(idx, (size - 1, 0)).unfold(1, size, 1)  # (B, T, size)
+                logits = member(windows.flatten(0, 1)).unflatten(0, idx.shape)
+            else:
+                logits = member(idx)
+            votes.append(logits.log_softmax(-1))
+        return torch.stack(votes)
+
+    def forward(self, idx):
+        return (self.votes(idx) + self.shares.log()[:, None, None, None]).logsumexp(0)  # (B, T, V)
+
+    def fit(self, dev):
+        """Choose the shares by expectation-maximisation, which can only climb here; return the members' losses (K,)."""
+        said = []
+        with inference(self):
+            for index in dev.in_order(32_768):
+                x, y = dev.batch(index)
+                said.append(self.votes(x)[:, y >= 0].gather(-1, y[y >= 0].expand(len(self.members), -1)[..., None]))
+        p = torch.cat(said, 1)[..., 0].double().exp()  # (K, N): how likely each member found what came
+        shares = self.shares.double()
+        for _ in range(1000):
+            weighted = shares[:, None] * p
+            shares = (weighted / weighted.sum(0)).mean(1)
+        self.shares.copy_(shares)
+        return -p.log().mean(1)
 
 
 @dataclass(frozen=True)
@@ -918,7 +958,7 @@ def configure(given, trained=None):
     if given.get("type") == "wavenet" and given.get("conv") == "dilated":
         given = {**given, "type": "wavenet-dilated"}
     base = trained or replace(Config(), type=given.get("type", Config.type))
-    if base.type not in MODELS:
+    if not trained and base.type not in MODELS:
         raise UserError(f"--type {base.type} is unknown: choose among {', '.join(MODELS)}")
     for f in fields(Config):
         free = f.name == "seed" and "resume" not in given  # other samples from the same model are welcome
@@ -1740,11 +1780,31 @@ def open_model(checkpoint):
     try:
         config = Config(**checkpoint["config"])
         vocab = Vocab(checkpoint["vocab"])
+        if config.type == "mixture":
+            members, _, configs = zip(*map(open_model, checkpoint["members"]), strict=True)
+            return Mixture(members, [c.block_size for c in configs], checkpoint["model"]["shares"]), vocab, config
         model, config = build(config, len(vocab), checkpoint["longest"])
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f"the checkpoint does not fit this version of makemore: {str(e).splitlines()[0]}") from None
     return model, vocab, config
+
+
+def mix_checkpoints(folders):
+    """A checkpoint whose members are the models of these folders, with equal shares."""
+    checkpoints = [load_checkpoint(Path(folder) / "model.pt", "makemore") for folder in folders]
+    configs = [open_model(checkpoint)[2] for checkpoint in checkpoints]
+    first, config = checkpoints[0], configs[0]
+    for folder, checkpoint, c in zip(folders, checkpoints, configs, strict=True):
+        alike = (c.split, c.dedup) == (config.split, config.dedup) and (c.split != "random" or c.seed == config.seed)
+        if not alike or checkpoint["digest"] != first["digest"]:
+            raise UserError(
+                f"--mix: {folder} was trained on other lines than {folders[0]}, or on another split of them"
+            )
+    config = Config(config.input_file, config.split, config.dedup, "mixture", seed=config.seed)
+    members = [{k: c[k] for k in ("config", "vocab", "longest", "model", "members") if k in c} for c in checkpoints]
+    shares = torch.full((len(members),), 1 / len(members))
+    return {**first, "config": asdict(config), "members": members, "model": {"shares": shares}, "optimizer": {}}
 
 
 def find_corpus(config, trained, digest):
@@ -1780,8 +1840,11 @@ class Job:
 def open_job(given):
     """Set up what the command line describes: a new model, or the one in the work folder."""
     work_dir, checkpoint = Path(given.get("work_dir", Config.work_dir)), None
-    if not given.keys().isdisjoint(("resume", "sample_only", "eval", "fold_batchnorm")):
-        checkpoint = load_checkpoint(work_dir / ("last.pt" if "resume" in given else "model.pt"), "makemore")
+    if not given.keys().isdisjoint(("resume", "sample_only", "eval", "mix", "fold_batchnorm")):
+        if "mix" in given:
+            checkpoint = mix_checkpoints(given["mix"].split(","))
+        else:
+            checkpoint = load_checkpoint(work_dir / ("last.pt" if "resume" in given else "model.pt"), "makemore")
         model, vocab, trained = open_model(checkpoint)
         kept = ("data", "model", "training", *["run"] * ("resume" in given))  # the rest was for that run only
         trained = replace(trained, **{f.name: f.default for f in fields(Config) if f.metadata["group"] not in kept})
@@ -1819,9 +1882,22 @@ def run_sample(job):
     print_samples(generate(job.model, job.vocab, job.config, job.longest, generator, job.device), job.corpus)
 
 
+def run_mix(job):
+    if job.corpus is None:
+        raise UserError(f"{job.config.input_file} is gone or has changed: --mix chooses the shares on its dev lines")
+    folder = make_work_dir(job.work_dir)
+    dev = job.model.fit(job.examples(job.corpus.dev)).tolist()
+    print("share  dev")
+    for share, loss, name in zip(job.model.shares.tolist(), dev, job.config.mix.split(","), strict=True):
+        print(f"{share:5.3f}  {loss:.4f}  {name}")
+    save_checkpoint(folder / "model.pt", {**job.checkpoint, "model": {"shares": job.model.shares.cpu()}})
+    report(job, "")
+    run_sample(job)
+
+
 def run_fold(job):
-    folder = make_work_dir(job.work_dir / "folded")
     folded, config = fold_batchnorm(job.model, job.config, len(job.vocab), job.longest)
+    folder = make_work_dir(job.work_dir / "folded")
     save_checkpoint(folder / "model.pt", {**job.checkpoint, "config": asdict(config), "model": folded.state_dict()})
     if job.corpus:
         losses = [evaluate(m, job.examples(job.corpus.dev))[0] for m in (job.model, folded.to(job.device))]
@@ -1840,6 +1916,12 @@ def run_check_backprop(job):
     print(f"{'gradient':<16}{'exact':<7}{'approx':<8}max difference")
     for name, exact, approx, difference in rows:
         print(f"{name:<16}{exact!s:<7}{approx!s:<8}{difference:.1e}")
+
+
+def report(job, remark):
+    """Print the exact losses on the three parts of the data: the one line that counts."""
+    losses = [evaluate(job.model, job.examples(getattr(job.corpus, name)))[0] for name in ("train", "dev", "test")]
+    print("final: train {:.4f} dev {:.4f} test {:.4f} nats/char".format(*losses) + remark)
 
 
 def run_training(job):
@@ -1873,15 +1955,13 @@ def run_training(job):
     model.load_state_dict(load_checkpoint(work_dir / "model.pt", "makemore")["model"])
     title = f"{config.type} on {Path(config.input_file).name}"
     plot_losses(work_dir / "loss.png", progress["history"], progress["best_step"], len(job.vocab), title)
-    losses = [evaluate(model, job.examples(lines))[0] for lines in (corpus.train, corpus.dev, corpus.test)]
-    best = f"(best at step {progress['best_step']})"
-    print("final: train {:.4f} dev {:.4f} test {:.4f} nats/char".format(*losses), best)
+    report(job, f" (best at step {progress['best_step']})")
     run_sample(job)
     return 128 + signum if signum else 0
 
 
 MODES = {
-    "eval": run_eval, "sample_only": run_sample, "fold_batchnorm": run_fold,
+    "eval": run_eval, "sample_only": run_sample, "mix": run_mix, "fold_batchnorm": run_fold,
     "find_lr": run_find_lr, "check_backprop": run_check_backprop, "resume": run_training,
 }  # fmt: skip
 

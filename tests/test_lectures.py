@@ -289,6 +289,55 @@ def test_folding_on_the_command_line(cli, tmp_path, names):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Voting
+
+
+@pytest.fixture(scope="module")
+def voters(names, tmp_path_factory):
+    """Folders of a window model, a sequence model and a model of other lines."""
+    where = tmp_path_factory.mktemp("voters")
+    (where / "names.txt").write_text("\n".join(names))
+    (where / "words.txt").write_text("\n".join(WORDS))
+    for kind, file, steps in (("ngram", "names", 0), ("gru", "names", 400), ("mlp", "words", 1)):
+        flags = ["--type", kind, "--n-embd", "8", "--n-embd2", "16", "--max-steps", str(steps), "--num-samples", "0"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert makemore.main(["-i", str(where / f"{file}.txt"), "-o", str(where / kind), *flags]) == 0
+    return where
+
+
+def test_a_mixture_beats_its_members_on_dev_and_is_a_model_like_any_other(cli, voters, tmp_path):
+    status, out, err = cli("--mix", f"{voters / 'ngram'},{voters / 'gru'}", "-o", tmp_path / "mix")
+    rows = re.findall(r"^([01]\.\d{3})  (\d\.\d{4})  ", out, re.M)
+    final = re.search(r"final: train (\S+) dev (\S+) test (\S+)", out)
+    assert (status, err) == (0, "") and sum(float(share) for share, _ in rows) == pytest.approx(1, abs=2e-3)
+    assert float(final[2]) < min(float(loss) for _, loss in rows)
+    (tmp_path / "test.txt").write_text("\n".join(makemore.load_corpus(makemore.Config(str(voters / "names.txt"))).test))
+    assert f"eval: {final[3]} nats/char" in cli("-o", tmp_path / "mix", "--eval", tmp_path / "test.txt")[1]
+    assert cli("-o", tmp_path / "mix", "--sample-only", "--prefix", "ma")[1].count("\n  ma") == 20
+    nested = cli("--mix", f"{tmp_path / 'mix'},{voters / 'gru'}", "-o", tmp_path / "nested")
+    assert nested[0] == 0 and float(re.search(r"dev (\d\S+) test", nested[1])[1]) <= float(final[2]) + 1e-4
+
+
+def test_a_mixture_is_the_weighted_mean_of_probabilities(names):
+    counts, train, _, config = build("ngram", names, n=3)
+    counts.fit(train, train)
+    network, lines, *_ = build("gru", names)
+    x, y = lines.batch(torch.arange(30))
+    mixture = makemore.Mixture([counts, network], [config.block_size, 0], torch.tensor([0.25, 0.75])).eval()
+    flat, real = counts(train.batch(torch.arange(int((y >= 0).sum())))[0]).exp(), network(x).softmax(-1)[y >= 0]
+    torch.testing.assert_close(mixture(x)[y >= 0].exp(), 0.25 * flat + 0.75 * real, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "folders, says", [("ngram,mlp", "other lines"), ("ngram,nowhere", "train first"), ("", "train first")]
+)
+def test_what_cannot_be_mixed(cli, voters, tmp_path, monkeypatch, folders, says):
+    monkeypatch.chdir(voters)
+    status, out, err = cli("--mix", folders, "-o", tmp_path / "mix")
+    assert status == 2 and out == "" and says in err and err.count("\n") == 1 and not (tmp_path / "mix").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Looking inside
 
 

@@ -332,6 +332,7 @@ def test_the_order_puts_results_before_operands():
 def test_graphs_are_freed_without_the_collector():
     gc.disable()
     try:
+
         class Probe(Value):  # Values have no room for a weak reference
             __slots__ = ("__weakref__",)
 
