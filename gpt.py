@@ -1332,7 +1332,7 @@ def restore(checkpoint, optimizers, scaler, generator):
 
 
 def open_model(checkpoint):
-    """Rebuild (model, vocab, config) from a checkpoint alone; what belongs to a single run is back at its default."""
+    """Rebuild (model, vocab, config) from a checkpoint alone."""
     try:
         config = Config(**checkpoint["config"])
         vocab = Vocab(checkpoint["vocab"])
@@ -1340,8 +1340,7 @@ def open_model(checkpoint):
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, RuntimeError) as e:
         raise UserError(f"the checkpoint does not fit this version of gpt: {str(e).splitlines()[0]}") from None
-    passing = {f.name: f.default for f in fields(Config) if f.metadata["group"] not in ("data", "model", "training")}
-    return model, vocab, replace(config, **passing)
+    return model, vocab, config
 
 
 def transplant(model, checkpoint, chars):
@@ -1561,7 +1560,9 @@ def run(argv, world):
         name = "last.pt" if mode == "resume" else "model.pt"
         checkpoint = load_checkpoint(given.get("init_from") or work_dir / name, "gpt")
         model, vocab, trained = open_model(checkpoint)
-    plan = look_around(replace(Config(), **given), world)
+        kept = ("data", "model", "training", *["run"] * (mode == "resume"))  # the rest was for that run only
+        trained = replace(trained, **{f.name: f.default for f in fields(Config) if f.metadata["group"] not in kept})
+    plan = look_around(replace(trained if mode == "resume" else Config(), **given), world)
     config = configure(given, plan, trained)
     if mode in ("sample_only", "eval", "attention"):
         use(model.to(plan.device), vocab, config, plan, work_dir, given.get("eval_chars", 0))

@@ -813,12 +813,13 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.qkv = Linear(config.n_embd, 3 * config.n_embd)
         self.proj = Linear(config.n_embd, config.n_embd, gain=(2 * config.n_layer) ** -0.5)
+        self.dropout = config.dropout  # of the weights, too: on few data it is worth more than its price
 
     def forward(self, x, places):  # (N, C)
         B, T = places.shape
         q, k, v = places.put(self.qkv(x)).view(B, T, 3, self.n_head, -1).transpose(1, 3).unbind(2)  # (B, H, T, C/H)
         # softmax(q k^T / sqrt(C/H)) v with the future masked, in one kernel; gpt.py has the same written out
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
         return self.proj(places.take(y.transpose(1, 2).flatten(2)))  # (N, C)
 
 
@@ -920,7 +921,7 @@ MODELS = {
         NGram, "counts of --n characters in a row, smoothed (Kneser & Ney 1995)", dict(max_steps=0)),
     "bigram": Entry(
         Bigram, "a table: the next character from the last --block-size ones",
-        dict(block_size=1, batch_size=1024, learning_rate=0.05, max_steps=3000)),
+        dict(block_size=1, batch_size=4096, learning_rate=0.05, max_steps=3000)),
     "mlp": Entry(
         MLP, "embeddings of the last --block-size characters into tanh layers (Bengio et al. 2003)",
         dict(block_size=3, n_layer=1, n_embd=24, n_embd2=256, learning_rate=3e-3, max_steps=15_000)),

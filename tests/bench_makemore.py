@@ -1,6 +1,6 @@
 """Benchmarks of makemore.py; nothing here is part of the test suite.
 
-    python tests/bench_makemore.py --results --data names.txt [--only lstm]    # regenerates the README's table
+    python tests/bench_makemore.py --results --data names.txt [--only gru]     # the table of the README (mix: its end)
     python tests/bench_makemore.py --upstream PATH --data names.txt            # step times, next to karpathy/makemore
     python tests/bench_makemore.py --lines 1000000                             # time and peak memory of a long file
 
@@ -31,7 +31,7 @@ RESULTS = {
     "bigram counts": "--type ngram --n 2 --smoothing additive --strength 0.2",
     "bigram network": "--type bigram",
     "trigram counts": "--type ngram --n 3 --smoothing additive --strength 0.2",
-    "trigram network": "--type bigram --block-size 2",
+    "trigram network": "--type bigram --block-size 2 -b 200000 -l 0.02 -w 0.05 --max-steps 600",
     "4-gram counts": "--type ngram --n 4 --smoothing additive --strength 0.1",
     "Kneser-Ney, order 4": "--type ngram --n 4",
     "Kneser-Ney, order 5": "--type ngram --n 5",
@@ -47,44 +47,49 @@ RESULTS = {
     "GRU": "--type gru",
     "LSTM": "--type lstm",
     "Transformer": "--type transformer",
+    "WaveNet, dilated, longer": "--type wavenet --conv dilated --dropout 0.15 -w 0.1 --max-steps 5000",
+    "GRU, longer": "--type gru --n-embd 64 --n-embd2 256 --dropout 0.4 -w 0.1 --max-steps 5000",
+    "LSTM, longer": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0.4 -w 0.1 --max-steps 5000",
+    "Transformer, longer": "--type transformer --n-embd 128 --dropout 0.3 -l 2e-3 --max-steps 12000",
 }
+MIX = ("Kneser-Ney, order 7", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
 
 
-def run_row(flags, data):
-    """Train in a fresh process; return (final losses, seconds, parameters, peak memory in MB)."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            str(ROOT / "makemore.py"),
-            "-i",
-            data,
-            "-o",
-            folder,
-            "--device",
-            "cpu",
-            *flags.split(),
-        ]
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        out = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
+def folder_of(name):
+    return re.sub(r"\W+", "-", name).lower()
+
+
+def run_row(folder, flags, data):
+    """Train in a fresh process; return (final losses, seconds, output, peak memory in MB)."""
+    inputs = [] if "--mix" in flags else ["-i", data]
+    command = [sys.executable, str(ROOT / "makemore.py"), *inputs, "-o", folder, "--device", "cpu", *flags.split()]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(command)}")
     final = re.search(r"final: train (\S+) dev (\S+) test (\S+)", out).groups()
-    return final, seconds, re.search(r"([\d,]+) parameters", out)[1], usage.ru_maxrss / 1024
+    return final, time.perf_counter() - began, out, usage.ru_maxrss / 1024
 
 
-def results(data, only):
+def results(data, only, root):
+    """A row for every model whose name contains `only`; what was trained stays in the folder `root`."""
     print("| model | flags | parameters | train | dev | test | time | peak memory |\n|---|---|--:|--:|--:|--:|--:|--:|")
     for name, flags in RESULTS.items():
-        if only.lower() in name.lower():
-            final, seconds, parameters, memory = run_row(flags, data)
-            losses = " | ".join(final)
+        if only.lower() in name.lower() or (only == "mix" and name in MIX):
+            final, seconds, out, memory = run_row(f"{root}/{folder_of(name)}", flags, data)
+            parameters, losses = re.search(r"([\d,]+) parameters", out)[1], " | ".join(final)
             print(
                 f"| {name} | `{flags}` | {parameters} | {losses} | {makemore.clock(seconds)} | {memory:.0f} MB |",
                 flush=True,
             )
+    if only in ("", "mix"):
+        names = [folder_of(name) for name in MIX]
+        final, seconds, out, memory = run_row(f"{root}/mix", "--mix " + ",".join(f"{root}/{n}" for n in names), data)
+        shares = ", ".join(re.findall(r"^(\d\.\d+)  \d", out, re.M))
+        cells = f"`--mix {','.join(names)}` | shares {shares} | {' | '.join(final)}"
+        print(f"| the three of them, mixed | {cells} | {makemore.clock(seconds)} | {memory:.0f} MB |")
 
 
 def load_upstream(path):
@@ -172,6 +177,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", action="store_true")
     parser.add_argument("--only", default="", help="rows of --results whose name contains this")
+    parser.add_argument("--out", metavar="FOLDER", help="keep the models of --results there")
     parser.add_argument("--upstream", metavar="PATH")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32, help="lines per step of both, for --upstream")
@@ -179,7 +185,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="names.txt")
     args = parser.parse_args()
     if args.results:
-        results(args.data, args.only)
+        with tempfile.TemporaryDirectory() as scratch:
+            results(args.data, args.only, args.out or scratch)
     if args.upstream:
         compare(args.upstream, args.data, args.steps, args.batch)
     if args.lines:

@@ -471,6 +471,14 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, corpus, preset):
     assert whole["progress"]["best_loss"] == parts["progress"]["best_loss"]
 
 
+def test_a_resumed_run_computes_as_it_began(tmp_path, corpus):
+    """In the same arithmetic, without being told again."""
+    assert run("-i", corpus, "-o", tmp_path / "whole", "--dtype", "bfloat16", "--max-steps", 6) == 0
+    assert run("-i", corpus, "-o", tmp_path / "parts", "--dtype", "bfloat16", "--max-steps", 3) == 0
+    assert run("-o", tmp_path / "parts", "--resume", "--max-steps", 6) == 0
+    assert same(weights(tmp_path / "whole")["model"], weights(tmp_path / "parts")["model"])
+
+
 def test_the_evaluation_interval_does_not_change_the_weights(tmp_path, corpus):
     for interval in (1, 4, 100):
         args = ("--dropout", 0.1, "--max-steps", 9, "--eval-interval", interval)
