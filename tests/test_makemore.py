@@ -413,7 +413,24 @@ def test_attention_is_a_softmax_over_the_past():
         scores = q[..., h] @ k[..., h].transpose(1, 2) / 4**0.5
         weights = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf).softmax(-1)
         heads.append(weights @ v[..., h])
-    torch.testing.assert_close(places.put(layer(places.take(x), places)), layer.proj(torch.cat(heads, -1)))
+    deaf = type("Deaf", (makemore.Dropout,), {"forward": lambda self, x: x})
+    for p in (0.0, 0.5):  # in one kernel, and written out, as it is when weights drop out
+        layer.dropout = deaf(p)
+        torch.testing.assert_close(places.put(layer(places.take(x), places)), layer.proj(torch.cat(heads, -1)))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
+def test_dropout(p):
+    """The share that falls silent, the mean that stays, and no trace of it in evaluation."""
+    layer, x = makemore.Dropout(p), torch.ones(300, 77, requires_grad=True)
+    y = layer(x)
+    silent = (y == 0).float().mean().item()
+    assert silent == pytest.approx(p, abs=0.01) and y.mean().item() == pytest.approx(1, abs=0.05)
+    assert len(y.unique()) == (2 if p else 1)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)  # what was silent gets no gradient, either
+    assert not p or not torch.equal(layer(x), layer(x))
+    assert layer.eval()(x) is x
 
 
 # ----------------------------------------------------------------------------------------------------------------------
