@@ -37,6 +37,7 @@ SHAPE = dict(block_size=64, n_layer=4, n_head=4, n_embd=128)
 README = (
     "--device=cpu --compile=False --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
 )
+DTYPES = ("float32", "bfloat16")  # the second is fast on processors that know it: AVX-512 BF16 or AMX
 OURS = 90  # steps that our mini, with nanoGPT's context of 64, is given to reach nanoGPT's loss
 
 
@@ -100,56 +101,41 @@ def ours(folder, text_path, *args):
     return seconds, float(rows[-1]["val_loss"]), 1000 * seconds / steps
 
 
+def mini(folder, text_path, steps, dtype, seed):
+    """The preset mini at nanoGPT's context for so many steps, and what `ours` says of it."""
+    shape = ["--block-size", 64, "--batch-size", 24, "--max-steps", steps, "--decay-steps", steps]
+    return ours(folder, text_path, *shape, "--dtype", dtype, "--seed", seed)
+
+
 def bench_loss(nano, text_path, val, folder, seeds):
     """Seconds of training to nanoGPT's final loss: its 2,000 steps, and a short run of ours."""
     print(f"time to the loss: ours {OURS} steps of the preset mini with context 64, nanoGPT 2,000 steps", flush=True)
-    before = [
-        ours(
-            f"{folder}/a{s}",
-            text_path,
-            "--block-size",
-            64,
-            "--batch-size",
-            24,
-            "--max-steps",
-            OURS,
-            "--decay-steps",
-            OURS,
-            "--seed",
-            s,
-        )
-        for s in range(seeds)
-    ]
+    runs = {t: [mini(f"{folder}/{t}{s}", text_path, OURS, t, s) for s in range(seeds)] for t in DTYPES}
     times = nano.train(2000)
-    nano_seconds = statistics.fmean(times) * 2000 / 1000
-    nano_loss = nano.loss(val)
-    print(
-        f"  nanoGPT   {nano_seconds:6.1f} s  val {nano_loss:.4f}   ({statistics.median(times):.1f} ms/step)", flush=True
-    )
-    for seconds, loss, pace in before:
+    theirs, goal = statistics.fmean(times) * 2, nano.loss(val)
+    print(f"  nanoGPT          {theirs:6.1f} s  val {goal:.4f}   ({statistics.median(times):.1f} ms/step)", flush=True)
+    for dtype, results in runs.items():
+        seconds, losses, paces = zip(*results, strict=True)
+        reached = "" if max(losses) <= goal else ", NOT reached by all"
         print(
-            f"  gpt.py    {seconds:6.1f} s  val {loss:.4f}   ({pace:.1f} ms/step)   "
-            f"{nano_seconds / seconds:.1f} times faster"
-            + ("" if loss <= nano_loss else "   but the loss is NOT reached")
+            f"  gpt.py {dtype:<9} {statistics.median(seconds):6.1f} s  val {', '.join(f'{x:.4f}' for x in losses)}   "
+            f"({statistics.median(paces):.1f} ms/step) => {theirs / statistics.median(seconds):.1f} x{reached}",
+            flush=True,
         )
-    worst = max(loss for _, loss, _ in before)
-    ratio = nano_seconds / statistics.median(s for s, _, _ in before)
-    print(f"  => {ratio:.1f} x, worst loss of {seeds} seeds {worst:.4f} against {nano_loss:.4f}", flush=True)
-    return nano_seconds, statistics.median(pace for _, _, pace in before)
+    return theirs, {dtype: statistics.median(r[2] for r in results) for dtype, results in runs.items()}
 
 
-def bench_time(nano_seconds, pace, text_path, folder):
+def bench_time(nano_seconds, paces, text_path, folder):
     """Our loss in nanoGPT's time."""
-    steps = int(1000 * nano_seconds / pace)
-    seconds, loss, _ = ours(
-        f"{folder}/b", text_path, "--block-size", 64, "--batch-size", 24, "--max-steps", steps, "--decay-steps", steps
-    )
-    print(f"in nanoGPT's time: {steps} steps in {seconds:.1f} s, val {loss:.4f}", flush=True)
+    for dtype, pace in paces.items():
+        steps = int(1000 * nano_seconds / pace)
+        seconds, loss, _ = mini(f"{folder}/b", text_path, steps, dtype, 1337)
+        print(f"in nanoGPT's time, {dtype}: {steps} steps in {seconds:.1f} s, val {loss:.4f}", flush=True)
 
 
 def bench_step(nano, text_path, folder, rounds=3, steps=150):
     """The same architecture, batch and optimizer: milliseconds per step, in turns."""
-    theirs, mine = [], {"float32": [], "bfloat16": []}
+    theirs, mine = [], {dtype: [] for dtype in DTYPES}
     for i in range(rounds):
         theirs.append(statistics.fmean(nano.train(steps)))
         for dtype, times in mine.items():

@@ -50,7 +50,7 @@ RESULTS = {
     "WaveNet, dilated, longer": "--type wavenet --conv dilated --dropout 0.15 -w 0.1 --max-steps 5000",
     "GRU, longer": "--type gru --n-embd 64 --n-embd2 256 --dropout 0.4 -w 0.1 --max-steps 5000",
     "LSTM, longer": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0.4 -w 0.1 --max-steps 5000",
-    "Transformer, longer": "--type transformer --n-embd 128 --dropout 0.3 -l 2e-3 --max-steps 12000",
+    "Transformer, longer": "--type transformer --n-embd 128 --dropout 0.3 -l 2e-3 --max-steps 10000",
 }
 MIX = ("Kneser-Ney, order 7", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
 
