@@ -713,6 +713,23 @@ class DilatedWaveNet(SequenceModel):
         return self.head(self.dropout(F.relu(self.think(F.relu(skips)))))  # (B, T, V)
 
 
+class Places:
+    """Where the characters stand in a batch of lines (B, T), so that no work is done on the padding behind them."""
+
+    def __init__(self, idx):
+        inside = idx != 0
+        inside[:, 0] = True  # a 0 in front is the start; any other is padding
+        self.shape, self.where = idx.shape, inside.flatten().nonzero()[:, 0]  # (N,)
+
+    def take(self, x):
+        """(B, T, C) -> (N, C)"""
+        return x.flatten(0, 1).index_select(0, self.where)
+
+    def put(self, x):
+        """(N, C) -> (B, T, C), zero in the padding"""
+        return x.new_zeros(self.shape.numel(), x.shape[1]).index_copy(0, self.where, x).view(*self.shape, -1)
+
+
 class BoW(SequenceModel):
     """A bag of words: every position averages what stands before it, order forgotten but for the position embedding."""
 
@@ -725,11 +742,11 @@ class BoW(SequenceModel):
         self.head = Linear(config.n_embd, vocab_size, gain=HEAD_GAIN)
 
     def forward(self, idx):
-        time = torch.arange(idx.shape[1], device=idx.device)
+        time, places = torch.arange(idx.shape[1], device=idx.device), Places(idx)
         x = self.tok(idx) + self.pos(idx)  # (B, T, C)
-        x = x + x.cumsum(1) / (time + 1)[:, None]  # the mean of the past, without a mask
+        x = places.take(x + x.cumsum(1) / (time + 1)[:, None])  # the mean of the past, without a mask: (N, C)
         x = x + self.down(torch.tanh(self.up(x)))
-        return self.head(x)  # (B, T, V)
+        return places.put(self.head(x))  # (B, T, V)
 
 
 class Recurrence(nn.Module):
@@ -770,10 +787,10 @@ class GRUCell(Recurrence):
     gates = 3
 
     def step(self, x, u, h):
-        n = h.shape[1]
-        r, z = torch.sigmoid(x[:, : 2 * n] + u[:, : 2 * n]).chunk(2, 1)  # reset, update
-        new = torch.tanh(x[:, 2 * n :] + r * u[:, 2 * n :])
-        return [torch.lerp(new, h, z)]  # (1 - z) new + z h
+        parts = [2 * h.shape[1], h.shape[1]]
+        (x_gates, x_new), (u_gates, u_new) = x.split(parts, 1), u.split(parts, 1)
+        r, z = torch.sigmoid(x_gates + u_gates).chunk(2, 1)  # reset, update
+        return [torch.lerp(torch.tanh(x_new + r * u_new), h, z)]  # (1 - z) new + z h
 
 
 class LSTMCell(Recurrence):
@@ -782,10 +799,9 @@ class LSTMCell(Recurrence):
     gates, states = 4, 2
 
     def step(self, x, u, h, c):
-        gates = x + u
-        i, f, _, o = torch.sigmoid(gates).chunk(4, 1)  # input, forget, -, output
-        c = f * c + i * torch.tanh(gates.chunk(4, 1)[2])
-        return [o * torch.tanh(c), c]
+        i, f, new, o = (x + u).chunk(4, 1)  # input, forget, new, output
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(new)
+        return [torch.sigmoid(o) * torch.tanh(c), c]
 
 
 class Recurrent(SequenceModel):
@@ -804,23 +820,6 @@ class Recurrent(SequenceModel):
         for cell in self.cells:
             x = self.dropout(cell(x))  # (B, T, hidden)
         return self.head(x)  # (B, T, V)
-
-
-class Places:
-    """Where the characters stand in a batch of lines (B, T), so that no work is done on the padding behind them."""
-
-    def __init__(self, idx):
-        inside = idx != 0
-        inside[:, 0] = True  # a 0 in front is the start; any other is padding
-        self.shape, self.where = idx.shape, inside.flatten().nonzero()[:, 0]  # (N,)
-
-    def take(self, x):
-        """(B, T, C) -> (N, C)"""
-        return x.flatten(0, 1).index_select(0, self.where)
-
-    def put(self, x):
-        """(N, C) -> (B, T, C), zero in the padding"""
-        return x.new_zeros(self.shape.numel(), x.shape[1]).index_copy(0, self.where, x).view(*self.shape, -1)
 
 
 class CausalSelfAttention(nn.Module):

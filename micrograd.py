@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import os
 import random
 import re
 import shutil
@@ -992,6 +993,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         DEMOS[config.demo](config)
+    except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"micrograd: {error}", file=sys.stderr)
         return 2

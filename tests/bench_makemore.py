@@ -105,7 +105,7 @@ def load_upstream(path):
 def compare(path, data, steps, batch, chunk=50):
     """Alternate `chunk` steps of upstream with as many of ours: same type, sizes and predictions per step.
 
-    Each has the learning rate that its own program takes by default, held constant.
+    Both begin with the weights that nn.Linear gives; each has the rate that its own program takes by default, constant.
     """
     theirs = load_upstream(path)
     corpus = makemore.load_corpus(makemore.Config(input_file=data))
@@ -124,7 +124,7 @@ def compare(path, data, steps, batch, chunk=50):
 
         own = dict(shared, n_layer=1) if kind in ("mlp", "rnn", "gru") else shared  # upstream's have one layer each
         windows = dict(block_size=corpus.longest + 1) if kind == "mlp" else {}
-        config = makemore.configure(dict(type=kind, input_file=data, dropout=0.0, **own, **windows))
+        config = makemore.configure(dict(type=kind, input_file=data, dropout=0.0, init="torch", **own, **windows))
         model, config = makemore.build(config, len(corpus.vocab), corpus.longest)
         examples = makemore.examples(model, corpus.train, corpus.vocab, config, "cpu")
         rows = round(batch * per_line) if model.windowed else batch
