@@ -79,7 +79,10 @@ def results(data, only, root):
     for name, flags in RESULTS.items():
         if only.lower() in name.lower() or (only == "mix" and name in MIX):
             final, seconds, out, memory = run_row(f"{root}/{folder_of(name)}", flags, data)
-            parameters, losses = re.search(r"([\d,]+) parameters", out)[1], " | ".join(final)
+            losses = " | ".join(final)
+            parameters = (
+                "–" if "ngram" in flags else re.search(r"([\d,]+) parameters", out)[1]
+            )  # counts are not learned
             print(
                 f"| {name} | `{flags}` | {parameters} | {losses} | {makemore.clock(seconds)} | {memory:.0f} MB |",
                 flush=True,
@@ -160,15 +163,15 @@ def compare(path, data, steps, batch, chunk=50):
         print(f"| {kind} | {a:.2f} | {b:.2f} | {a / b:.1f} | {their_loss:.4f} | {our_loss:.4f} |", flush=True)
 
 
-def long_file(lines):
-    """Train 200 steps on a generated file of that many lines; print the time of each part and the peak memory."""
+def long_file(lines, kind):
+    """Train 200 steps (or count) on a generated file of that many lines; print the time and the peak memory."""
     draw, seeds = random.Random(1), (ROOT / "names.txt").read_text().split()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.txt"
         path.write_text("\n".join(draw.choice(seeds) + draw.choice(seeds)[:4] for _ in range(lines)))
         began = time.perf_counter()
         flags = ["--max-steps", "200", "-o", f"{folder}/out", "--num-samples", "5"]
-        makemore.main(["-i", str(path), "--type", "mlp", *flags])
+        makemore.main(["-i", str(path), "--type", kind, *flags])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{lines:,} lines: {time.perf_counter() - began:.1f} s in all, peak memory {peak:.0f} MB")
 
@@ -182,6 +185,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32, help="lines per step of both, for --upstream")
     parser.add_argument("--lines", type=int)
+    parser.add_argument("--type", default="mlp", help="for --lines")
     parser.add_argument("--data", default="names.txt")
     args = parser.parse_args()
     if args.results:
@@ -190,4 +194,4 @@ if __name__ == "__main__":
     if args.upstream:
         compare(args.upstream, args.data, args.steps, args.batch)
     if args.lines:
-        long_file(args.lines)
+        long_file(args.lines, args.type)
