@@ -1497,6 +1497,10 @@ def train(model, corpus, config, device, work_dir, checkpoint=None, meter=None):
         config = replace(config, max_steps=0)
         if not checkpoint:
             model.fit(data["train"], data["dev"])
+            print(
+                "strength, shortest context first:",
+                ", ".join(f"{s:.2g}" for s in model.strength[-1 if model.additive else 0 :].tolist()),
+            )
 
     recent, since = [], time.perf_counter()  # losses and time since the last evaluation
     model.train()
@@ -1619,7 +1623,7 @@ def print_layers(loss, rows, vocab_size):
         tanh = f"{100 * r.saturated:8.1f}{100 * r.dead:8.1f}" if r.kind == "Tanh" else " " * 16
         ratio = (
             f"{(r.weight_grad.std() / r.weight.std()).item():11.1e}"
-            if r.weight is not None and r.weight.ndim == 2
+            if r.weight is not None and r.weight.ndim == 2 and r.weight.any()
             else ""
         )
         print(
