@@ -1868,7 +1868,10 @@ def open_job(given):
     work_dir, checkpoint = Path(given.get("work_dir", Config.work_dir)), None
     if not given.keys().isdisjoint(("resume", "sample_only", "eval", "mix", "fold_batchnorm")):
         if "mix" in given:
-            checkpoint = mix_checkpoints(given["mix"].split(","))
+            folders = given["mix"].split(",")
+            if work_dir.resolve() in [Path(folder).resolve() for folder in folders]:
+                raise UserError(f"--mix: {work_dir} is one of the folders to mix; name another with --work-dir")
+            checkpoint = mix_checkpoints(folders)
         else:
             checkpoint = load_checkpoint(work_dir / ("last.pt" if "resume" in given else "model.pt"), "makemore")
         model, vocab, trained = open_model(checkpoint)

@@ -337,6 +337,12 @@ def test_what_cannot_be_mixed(cli, voters, tmp_path, monkeypatch, folders, says)
     assert status == 2 and out == "" and says in err and err.count("\n") == 1 and not (tmp_path / "mix").exists()
 
 
+def test_a_mixture_never_takes_the_place_of_a_member(cli, voters):
+    before = (voters / "gru/model.pt").read_bytes()
+    status, _, err = cli("--mix", f"{voters / 'ngram'},{voters / 'gru'}", "-o", voters / "gru")
+    assert status == 2 and "another" in err and (voters / "gru/model.pt").read_bytes() == before
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Looking inside
 
