@@ -446,8 +446,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, start=0, cache=None):
         B, T, C = x.shape
         qkv = self.qkv(x)
-        if x.device.type == "cpu":  # in bfloat16 its products are four times faster, but its attention kernel slower
-            qkv = qkv.float()
+        if x.device.type == "cpu" and qkv.dtype == torch.bfloat16:
+            qkv = qkv.float()  # processors multiply much faster in bfloat16, but the attention kernel there is slower
         q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # (B, T, H, D) each
         if self.rotary:
             q, k = self.rotary(q, start), self.rotary(k, start)

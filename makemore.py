@@ -429,7 +429,9 @@ class Dropout(nn.Module):
     def forward(self, x):
         if not (self.training and self.silent):
             return x
-        chance = torch.empty(x.numel() // 8 + 1, dtype=torch.long, device=x.device).random_(-(2**63), None)
+        if x.device.type != "cpu":  # a card has chance in plenty
+            return F.dropout(x, self.silent / 256)
+        chance = torch.empty(x.numel() // 8 + 1, dtype=torch.long).random_(-(2**63), None)
         loud = chance.view(torch.uint8)[: x.numel()].view(x.shape) >= self.silent
         return x * loud.to(x.dtype).mul_(256 / (256 - self.silent))
 
@@ -916,9 +918,10 @@ class Mixture(SequenceModel):
         with inference(self):
             for index in dev.in_order(32_768):
                 x, y = dev.batch(index)
-                said.append(self.votes(x)[:, y >= 0].gather(-1, y[y >= 0].expand(len(self.members), -1)[..., None]))
-        p = torch.cat(said, 1)[..., 0].double().exp()  # (K, N): how likely each member found what came
-        shares = self.shares.double()
+                votes, came = self.votes(x)[:, y >= 0], y[y >= 0].expand(len(self.members), -1)[..., None]
+                said.append(votes.gather(-1, came)[..., 0].cpu())
+        p = torch.cat(said, 1).double().exp()  # (K, N): how likely each member found what came
+        shares = self.shares.cpu().double()
         for _ in range(1000):
             weighted = shares[:, None] * p
             shares = (weighted / weighted.sum(0)).mean(1)
@@ -1044,7 +1047,7 @@ def line_losses(model, data, tokens=32_768):
         for index in data.in_order(tokens):
             x, y = data.batch(index)
             nats = cross_entropy(model(x), y, reduction="none").view(len(index), -1).sum(1)
-            losses.index_add_(0, data.line_of(index), nats.double().cpu())
+            losses.index_add_(0, data.line_of(index), nats.cpu().double())
     return losses
 
 
