@@ -462,7 +462,7 @@ class CausalSelfAttention(nn.Module):
             if self.weights is not None:
                 self.weights.append(weights)
         else:  # the same in one kernel that never writes the (T, T) weights down (Dao et al. 2022)
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast("cpu", enabled=False):  # or it would turn the float32 from above back
                 y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
 
@@ -1067,9 +1067,9 @@ class Progress:
 LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
 
 
-def write_log(path, history):
+def write_csv(path, columns, rows):
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([LOG_COLUMNS, *history])
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     write_atomic(path, text.getvalue().encode())
 
 
@@ -1205,7 +1205,7 @@ def train(model, text, config, plan, world, work_dir, checkpoint=None):
                     state = snapshot(model, optimizers, scaler, generator, progress, config, text)
                     for name in ("model.pt", "last.pt") if improved else ("last.pt",):
                         save_checkpoint(work_dir / name, state)
-                    write_log(work_dir / "log.csv", progress.history)
+                    write_csv(work_dir / "log.csv", LOG_COLUMNS, progress.history)
                     console.row(step, train_loss, val_loss, improved, lr, spent / max(1, len(recent)))
                 recent, since = [], time.perf_counter()
                 continue  # patience may have run out
@@ -1463,6 +1463,12 @@ def refuse_changes(given, trained, reason, free=()):
             raise UserError(f"{flag} {given[f.name]}: {reason} was trained with {old}; leave {flag} out")
 
 
+def lasting(config, resumed):
+    """The settings of a trained model; what was for its run only is back at its default, unless that run goes on."""
+    kept = ("data", "model", "training", *["run"] * resumed)
+    return replace(config, **{f.name: f.default for f in fields(config) if f.metadata["group"] not in kept})
+
+
 def configure(given, plan, trained=None):
     """Settings given explicitly win over those of a trained model, or else of the preset's defaults."""
     if trained and not given.get("init_from"):
@@ -1564,8 +1570,7 @@ def run(argv, world):
         name = "last.pt" if mode == "resume" else "model.pt"
         checkpoint = load_checkpoint(given.get("init_from") or work_dir / name, "gpt")
         model, vocab, trained = open_model(checkpoint)
-        kept = ("data", "model", "training", *["run"] * (mode == "resume"))  # the rest was for that run only
-        trained = replace(trained, **{f.name: f.default for f in fields(Config) if f.metadata["group"] not in kept})
+        trained = lasting(trained, mode == "resume")
     plan = look_around(replace(trained if mode == "resume" else Config(), **given), world)
     config = configure(given, plan, trained)
     if mode in ("sample_only", "eval", "attention"):

@@ -308,6 +308,7 @@ class Windows(Lines):
         is_target = is_char[block_size:] | is_char[block_size - 1 : -1]  # a character, or the zero right after one
         self.first = is_target.nonzero()[:, 0]  # where each example's window begins
         self.windows = self.stream.unfold(0, block_size + 1, 1)  # (N, block_size + 1), a view of the stream
+        self.ends = torch.cumsum(self.lengths + 1, 0)  # the number of examples up to the end of each line
 
     def __len__(self):
         return len(self.first)
@@ -318,7 +319,7 @@ class Windows(Lines):
         return rows[:, :-1], rows[:, -1]
 
     def line_of(self, index):
-        return torch.searchsorted((self.lengths + 1).cumsum(0), index, right=True)
+        return torch.searchsorted(self.ends, index, right=True)
 
     def in_order(self, tokens):
         return torch.arange(len(self)).split(max(1, tokens // self.windows.shape[1]))
@@ -976,6 +977,12 @@ MODELS = {
              weight_decay=0.1)),
 }
 # fmt: on
+
+
+def lasting(config, resumed):
+    """The settings of a trained model; what was for its run only is back at its default, unless that run goes on."""
+    kept = ("data", "model", "training", *["run"] * resumed)
+    return replace(config, **{f.name: f.default for f in fields(config) if f.metadata["group"] not in kept})
 
 
 def configure(given, trained=None):
@@ -1878,8 +1885,7 @@ def open_job(given):
         else:
             checkpoint = load_checkpoint(work_dir / ("last.pt" if "resume" in given else "model.pt"), "makemore")
         model, vocab, trained = open_model(checkpoint)
-        kept = ("data", "model", "training", *["run"] * ("resume" in given))  # the rest was for that run only
-        trained = replace(trained, **{f.name: f.default for f in fields(Config) if f.metadata["group"] not in kept})
+        trained = lasting(trained, "resume" in given)
         config = configure(given, trained)
         corpus, longest = find_corpus(config, trained, checkpoint["digest"]), checkpoint["longest"]
     else:

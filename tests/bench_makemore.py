@@ -62,8 +62,7 @@ def folder_of(name):
 
 def run_row(folder, flags, data):
     """Train in a fresh process; return (final losses, seconds, output, peak memory in MB)."""
-    inputs = [] if "--mix" in flags else ["-i", data]
-    command = [sys.executable, str(ROOT / "makemore.py"), *inputs, "-o", folder, "--device", "cpu", *flags.split()]
+    command = [sys.executable, str(ROOT / "makemore.py"), "-i", data, "-o", folder, "--device", "cpu", *flags.split()]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     out = process.stdout.read()
@@ -80,10 +79,9 @@ def results(data, only, root):
     for name, flags in RESULTS.items():
         if only.lower() in name.lower() or (only == "mix" and name in MIX):
             final, seconds, out, memory = run_row(f"{root}/{folder_of(name)}", flags, data)
-            losses = " | ".join(final)
-            parameters = (
-                "–" if "ngram" in flags else re.search(r"([\d,]+) parameters", out)[1]
-            )  # counts are not learned
+            losses, parameters = " | ".join(final), re.search(r"([\d,]+) parameters", out)[1]
+            if "ngram" in flags:
+                parameters = "–"  # counts are not learned
             print(
                 f"| {name} | `{flags}` | {parameters} | {losses} | {makemore.clock(seconds)} | {memory:.0f} MB |",
                 flush=True,

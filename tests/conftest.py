@@ -1,5 +1,23 @@
 import os
+import warnings
+
+import pytest
 
 os.environ["OMP_NUM_THREADS"] = (
     "1"  # tiny tensors: more threads only cost; and runs compare bit for bit across processes
 )
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run makemore's command line in this process: (status, out, err), where warnings count as err."""
+    import makemore  # not before the number of threads is set
+
+    def run(*argv):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            status = makemore.main([str(arg) for arg in argv])
+        out, err = capsys.readouterr()
+        return status, out, err + "".join(f"warning: {w.message}\n" for w in caught)
+
+    return run

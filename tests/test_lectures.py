@@ -41,15 +41,6 @@ def names():
     return random.Random(1).sample((ROOT / "names.txt").read_text().split(), 1500)
 
 
-@pytest.fixture
-def cli(capsys):
-    def run(*argv):
-        status = makemore.main([str(arg) for arg in argv])
-        return status, *capsys.readouterr()
-
-    return run
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Counting
 
