@@ -1,22 +1,20 @@
-"""micrograd: a scalar autograd engine, a small neural-network library on top of it, and pictures of both.
+"""micrograd: automatic differentiation on single numbers, and neural networks on top of it. Standard library only.
 
-    python micrograd.py                                      # learn to tell two moons apart; writes three figures
+    python micrograd.py                                      # learn to tell two moons apart; draw three figures
     python micrograd.py --data spiral --noise 0.02 --optimizer adam -l 0.02 --max-steps 300
     python micrograd.py --demo gpt -i names.txt              # a GPT made of scalars learns names and invents new ones
 
-In a program or a notebook:
-
-    from micrograd import MLP, Value
+    from micrograd import Value
     a, b = Value(2.0, "a"), Value(-3.0, "b")
     y = (a * b + 7).tanh()
     y.backward()                                             # a.grad is dy/da; a notebook shows y as its graph
 
-Sections: numbers · Value · operations on many values · neurons, layers, networks · losses · optimisers ·
-gradient check · drawing · toy data · the network demo · a GPT made of scalars · command line.
-Standard library only; matplotlib is imported where a figure is drawn.
+The lecture:  numbers · Value · operations on many values · neurons, layers, networks · losses · optimisers
+The lessons:  gradient check · a GPT made of scalars
+The workshop: drawing · toy data · two demos, with their training loops · command line
 """
 
-# ruff: noqa: B905 (zip without strict: lengths are checked once, not at every edge)
+# ruff: noqa: B905 (zip without strict: lengths are checked once, where the lists come in)
 from __future__ import annotations
 
 import argparse
@@ -35,62 +33,51 @@ from itertools import pairwise, repeat
 from operator import mul
 from pathlib import Path
 
-# `from micrograd.engine import Value` and `from micrograd.nn import MLP` stand in thousands of scripts. Both modules
-# are this file: the import system looks into sys.modules before it asks whether micrograd is a package.
-engine = nn = sys.modules[__name__]
-sys.modules |= {f"{__name__}.engine": engine, f"{__name__}.nn": nn}
+# =====================================================================================================================
+# THE LECTURE: numbers that remember how they were made, their derivatives, and neural networks built from them
+# =====================================================================================================================
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Numbers: where Python's floats stop with an exception, IEEE 754 and torch go on with inf or nan. So do we.
+# Numbers: where Python raises an exception (1 / 0, overflow), IEEE 754 and torch go on with inf or nan. So do these.
 
 
 def number(x) -> float:
     """The float behind an int, a float, a NumPy scalar or a Value. Text, None and complex numbers are refused."""
-    if type(x) is float:
-        return x
     try:
-        return float(x.__float__())  # float(x) would read text
+        return x if type(x) is float else float(x.__float__())  # float(x) would read text, too
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise TypeError(f"{x!r} is not a number: a Value takes an int, a float or a NumPy scalar") from None
 
 
 def _divide(a: float, b: float) -> float:
-    try:
-        return a / b
-    except ZeroDivisionError:
+    if b == 0.0:
         return math.copysign(math.inf, a) * math.copysign(1.0, b) if abs(a) > 0.0 else math.nan
+    return a / b
 
 
 def _power(a: float, b: float) -> float:
-    try:
-        y = a**b
-    except (ZeroDivisionError, OverflowError):
-        if a >= 0.0 or b % 1.0 == 0.0:
-            return math.copysign(math.inf, a) if b % 2.0 == 1.0 else math.inf  # odd powers keep the sign, also of -0.0
-        y = 0j
-    if isinstance(y, complex):
+    if -math.inf < a < 0.0 and math.isfinite(b) and b % 1.0:
         raise ValueError(f"({a:g}) ** {b:g} is not a real number: a negative base needs a whole exponent")
-    return y
+    try:
+        return a**b
+    except (ZeroDivisionError, OverflowError):
+        return math.copysign(math.inf, a) if b % 2.0 == 1.0 else math.inf  # odd powers keep the sign, also of -0.0
 
 
 def _exp(x: float) -> float:
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf
+    return math.inf if x > math.log(sys.float_info.max) else math.exp(x)
 
 
 def _log(x: float) -> float:
     return math.log(x) if x > 0.0 else -math.inf if x == 0.0 else math.nan
 
 
+def _softplus(x: float) -> float:  # log(1 + exp(x)), which is -log(sigmoid(-x))
+    return math.log1p(math.exp(-abs(x))) + max(x, 0.0)
+
+
 def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x)) if x > 0.0 else 1.0 - 1.0 / (1.0 + math.exp(x))
-
-
-def _share(a: float, b: float) -> float:
-    """What a receives of the gradient of max(a, b)."""
-    return 0.0 if a < b else 0.5 if a == b else 1.0
+    return 1.0 / (1.0 + math.exp(-x)) if x > 0.0 else 1.0 - 1.0 / (1.0 + math.exp(x))  # exp cannot overflow
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -100,21 +87,18 @@ def _share(a: float, b: float) -> float:
 class Value:
     """A number `data`, the derivative `grad` of some result with respect to it, and a `label` for pictures.
 
-    A result also keeps its operands `_prev`, the name `_op` of the operation, and in `_local` its derivative with
-    respect to each operand, known as soon as the operation is done. Numbers are not wrapped: of `2 * a`, only `a` is
-    an operand.
+    The result of an operation also keeps its operands `_prev`, the operation's name `_op`, and in `_local` its
+    derivative with respect to each operand, which is known as soon as the operation is done. Only Values are operands:
+    `2 * a` has one, a.
     """
 
     __slots__ = ("_local", "_op", "_prev", "data", "grad", "label")
 
     def __init__(self, data: float, label: str = ""):
-        self.data = number(data)
-        self.grad = 0.0
-        self.label = label
-        self._prev = self._local = ()
-        self._op = ""
+        self.data, self.grad, self.label = number(data), 0.0, label
+        self._prev, self._local, self._op = (), (), ""
 
-    # An operation is a result, its operands, the local derivatives and a name. There is nothing else to it.
+    # Every operation ends in `node`, which makes a Value of four things: result, operands, local derivatives, name.
 
     def __add__(self, other):
         if isinstance(other, Value):
@@ -206,15 +190,13 @@ class Value:
         return node(self.data, (self,), (1.0,), "relu")
 
     def max(self, other):
-        """The larger of the two also receives the gradient; in a tie each receives half, as in torch.maximum."""
         other = as_value(other)
         a, b = self.data, other.data
-        return node(a if a > b or a != a else b, (self, other), (_share(a, b), _share(b, a)), "max")
+        tie = 0.5 * (a == b)  # in a tie both receive half of the gradient, as in torch.maximum
+        return node(a if a > b or a != a else b, (self, other), (1.0 - (a < b) - tie, 1.0 - (b < a) - tie), "max")
 
     def min(self, other):
-        other = as_value(other)
-        a, b = self.data, other.data
-        return node(a if a < b or a != a else b, (self, other), (_share(b, a), _share(a, b)), "min")
+        return -(-self).max(-other)
 
     # Comparison and conversion look at the number, so sorted(values) and float(v) work. Equality and hash stay those
     # of the object: two Values that happen to be 0.5 are still two places in a graph.
@@ -243,20 +225,17 @@ class Value:
     def __repr__(self):
         return f"Value(data={self.data}, grad={self.grad})"
 
-    def __getstate__(self):
-        """What copy and pickle keep: the number, its gradient, its label. The history stays behind."""
-        kept = {"data": self.data, "grad": self.grad, "label": self.label}
-        return None, kept | {"_prev": (), "_local": (), "_op": ""}
+    def __getstate__(self):  # what copy and pickle keep: not the graph it came from
+        return None, {"data": self.data, "grad": self.grad, "label": self.label, "_prev": (), "_local": (), "_op": ""}
 
-    def _repr_svg_(self):
-        """What a notebook shows: the graph, while a graph of this size can be read."""
+    def _repr_svg_(self):  # what a notebook shows: the graph, if that is small enough to be read
         return render(self, "svg").decode() if len(trace(self)[0]) <= READABLE else None
 
     def backward(self) -> None:
         """Set the `grad` of everything this Value was made from to the derivative of this Value with respect to it.
 
-        Leaves (parameters, inputs) add it to the `grad` they have, so clear that with `zero_grad` between steps; all
-        others start from zero. So does torch.
+        Leaves (parameters, inputs) add it to the `grad` they have, so clear that with `zero_grad` between steps; the
+        results in between start from zero. Both are as in torch.
         """
         order = topological(self)
         for v in order:
@@ -265,25 +244,25 @@ class Value:
         for v in order:
             grad, local = v.grad, v._local
             if not grad and math.isfinite(sum(local)):
-                continue  # zero times anything is zero; anything but inf and nan, that is
+                continue  # it would add only zeros, except that 0 · inf and 0 · nan are nan
             i = 0
             for operand in v._prev:
                 operand.grad += local[i] * grad  # the chain rule
-                i += 1  # noqa: SIM113 (enumerate, like zip, costs more than a short loop itself)
+                i += 1  # noqa: SIM113 (enumerate and zip cost more than a loop this short)
 
 
 def topological(root: Value) -> list[Value]:
     """All results that `root` was made from, itself included, each before its operands; leaves are left out.
 
-    Why this order? A Value that was used twice gets gradient from both uses, and may pass it on only when it has all
-    of it. So everything made from a Value has to have its turn before that Value has.
+    Why this order? A Value that was used twice gets gradient from both uses, and can pass it on only when it has all
+    of it. So whatever was made from a Value has its turn before that Value has.
     """
     order, seen = [], set()
-    stack = [root] if root._prev else []  # our own: graphs are deeper than Python's recursion allows
+    stack = [root] if root._prev else []  # in place of recursion, which Python ends at a depth of 1000
     push, pop = stack.append, stack.pop
     while stack:
         v = pop()
-        if v is None:  # the operands of the Value below are all done
+        if v is None:  # the mark on top of a Value whose operands are all in `order` now
             order.append(pop())
         elif v not in seen:
             seen.add(v)
@@ -292,12 +271,11 @@ def topological(root: Value) -> list[Value]:
             for operand in v._prev:
                 if operand._prev and operand not in seen:
                     push(operand)
-    order.reverse()
-    return order
+    return order[::-1]
 
 
 def node(data: float, prev: tuple, local: tuple, op: str, new=object.__new__) -> Value:
-    """The result of an operation; its operands have been checked when they were made, so it needs no checks."""
+    """The result of an operation. `__init__` is passed over, for speed: operands were checked when they were made."""
     v = new(Value)
     v.data = data
     v.grad = 0.0
@@ -317,10 +295,10 @@ def as_value(x) -> Value:
 # nodes, and `backward` need not know. This, and nothing cleverer, is where the speed comes from.
 
 
-def split(values: Iterable) -> tuple[list[float], tuple]:
-    """-> (numbers, nodes). Among Values, a number becomes a leaf; numbers alone have no nodes at all."""
+def unpack(values: Iterable) -> tuple[list[float], tuple]:
+    """-> (numbers, operands). Among Values, a number becomes a Value; numbers alone have no operands."""
     try:
-        values = (values,) if isinstance(values, Value) else tuple(values)
+        values = (values,) if isinstance(values, Value) else tuple(values)  # a layer of one gives a bare Value
     except TypeError:
         raise TypeError(f"{values!r} is not a list: give a list of Values or numbers") from None
     kinds = set(map(type, values))
@@ -332,21 +310,22 @@ def split(values: Iterable) -> tuple[list[float], tuple]:
 
 
 def affine(x: Iterable, rows: Iterable[Sequence[Value]], biases: Iterable[Value] | None = None) -> list[Value]:
-    """For each row of weights w the node Σ wᵢ·xᵢ, plus its bias if there are biases. The xᵢ are Values or numbers.
+    """W·x + b: for each row w of weights the node Σ wᵢ·xᵢ, plus its bias if there are biases. Any xᵢ may be a number.
 
-    The rows share what they have in common: x is looked at once, and as numbers it is nobody's operand.
+    The derivatives are 1 for the bias, xᵢ for wᵢ and, if x holds Values, wᵢ for xᵢ.
     """
-    x, nodes = split(x)
-    toward_w, out = (*x,) if biases is None else (1.0, *x), []
+    x, operands = unpack(x)
+    shared = (*x,) if biases is None else (1.0, *x)  # derivatives that are the same for every row
+    out = []
     for row, bias in zip(rows, biases or repeat(None)):
         w = [v.data for v in row]
         if len(w) != len(x):
             raise ValueError(f"{len(w)} weights met {len(x)} inputs: give exactly {len(w)}")
-        local = (*toward_w, *w) if nodes else toward_w
+        local = (*shared, *w) if operands else shared
         if bias is None:
-            out.append(node(sum(map(mul, w, x)), (*row, *nodes), local, "dot"))
+            out.append(node(sum(map(mul, w, x)), (*row, *operands), local, "dot"))
         else:
-            out.append(node(sum(map(mul, w, x), bias.data), (bias, *row, *nodes), local, "dot"))
+            out.append(node(sum(map(mul, w, x), bias.data), (bias, *row, *operands), local, "dot"))
     return out
 
 
@@ -354,29 +333,29 @@ def dot(ws: Iterable, xs: Iterable, bias=None) -> Value:
     """Σ wᵢ·xᵢ + bias as one node; Values and numbers may be mixed at will."""
     ws, xs = tuple(ws), tuple(xs)
     if not any(isinstance(w, Value) for w in ws):
-        ws, xs = xs, ws
+        ws, xs = xs, ws  # the rows of `affine` have to be Values, its inputs may be numbers
     return affine(xs, [[as_value(w) for w in ws]], None if bias is None else [as_value(bias)])[0]
 
 
 def total(values: Iterable) -> Value:
     """The sum as one node. Python's own sum() works too, with a node for each term."""
-    numbers, nodes = split(values)
-    return node(float(sum(numbers)), nodes, (1.0,) * len(nodes), "sum")
+    numbers, operands = unpack(values)
+    return node(float(sum(numbers)), operands, (1.0,) * len(operands), "sum")
 
 
 def mean(values: Iterable) -> Value:
-    numbers, nodes = split(values)
+    numbers, operands = unpack(values)
     if not numbers:
         raise ValueError("mean of no values: give at least one")
-    return node(sum(numbers) / len(numbers), nodes, (1.0 / len(numbers),) * len(nodes), "mean")
+    return node(sum(numbers) / len(numbers), operands, (1.0 / len(numbers),) * len(operands), "mean")
 
 
 def softmax(logits: Iterable, temperature: float = 1.0) -> list[Value]:
-    """pᵢ = exp(lᵢ / temperature) / Σ, one node each; ∂pᵢ/∂lⱼ is pᵢ·(1 − pⱼ) where i = j, else −pᵢ·pⱼ, / temperature."""
-    numbers, nodes = split(logits)
+    """pᵢ = exp(lᵢ / T) / Σⱼ exp(lⱼ / T), one node each, where T is the temperature; ∂pᵢ/∂lⱼ = pᵢ·((i = j) − pⱼ) / T."""
+    numbers, operands = unpack(logits)
     p = probabilities(numbers, temperature)
     return [
-        node(pi, nodes, tuple(pi * ((i == j) - pj) / temperature for j, pj in enumerate(p)), "softmax")
+        node(pi, operands, tuple(pi * ((i == j) - pj) / temperature for j, pj in enumerate(p)), "softmax")
         for i, pi in enumerate(p)
     ]
 
@@ -394,12 +373,7 @@ def probabilities(logits: Sequence[float], temperature: float = 1.0) -> list[flo
 # ---------------------------------------------------------------------------------------------------------------------
 # Neurons, layers, networks
 
-ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
-    "relu": Value.relu,
-    "tanh": Value.tanh,
-    "sigmoid": Value.sigmoid,
-    "linear": Value.__pos__,
-}
+ACTIVATIONS = {"relu": Value.relu, "tanh": Value.tanh, "sigmoid": Value.sigmoid, "linear": Value.__pos__}
 
 
 class Module:
@@ -439,7 +413,7 @@ class Neuron(Module):
 
 
 class Layer(Module):
-    """`nout` neurons that look at the same inputs. A layer of one answers with a Value instead of a list."""
+    """`nout` neurons with the same inputs. A layer of one neuron gives its Value, not a list of one."""
 
     def __init__(self, nin: int, nout: int, **neuron):
         self.neurons = [Neuron(nin, **neuron) for _ in range(at_least_one(nout, "neurons"))]
@@ -478,63 +452,58 @@ def at_least_one(n: int, what: str) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses. Each is one node; the first three take all scores and targets at once and are the mean.
+# Losses, each one node. The first three are the mean over all scores and targets; cross_entropy is of one example.
+
+
+def mean_loss(of_example: Callable, scores: Iterable, targets: Iterable, op: str) -> Value:
+    """The mean over all examples. of_example(score, target) -> (loss, its derivative with respect to the score)."""
+    (numbers, operands), targets = unpack(scores), list(map(number, targets))
+    n = len(targets)
+    if len(numbers) != n or n == 0:
+        raise ValueError(f"{len(numbers)} scores met {n} targets: give one target for each score")
+    losses, slopes = zip(*map(of_example, numbers, targets))
+    return node(sum(losses) / n, operands, tuple([slope / n for slope in slopes]), op)
 
 
 def squared_error(scores: Iterable, targets: Iterable) -> Value:
-    pairs, nodes = examples(scores, targets)
-    errors = [score - target for score, target in pairs]
-    n = len(errors)
-    return node(sum(e * e for e in errors) / n, nodes, tuple(2.0 * e / n for e in errors), "squared error")
+    return mean_loss(lambda s, t: ((s - t) * (s - t), 2.0 * (s - t)), scores, targets, "squared error")
 
 
 def hinge(scores: Iterable, targets: Iterable) -> Value:
     """max(0, 1 − t·s), the max-margin loss of a support vector machine; the targets t are −1 and 1."""
-    pairs, nodes = examples(scores, targets)
-    margins = [1.0 - t * s for s, t in pairs]
-    n = len(margins)
-    local = tuple(0.0 if margin <= 0.0 else -t / n for margin, (_, t) in zip(margins, pairs))
-    return node(sum(margin for margin in margins if not margin <= 0.0) / n, nodes, local, "hinge")
+    return mean_loss(lambda s, t: (0.0, 0.0) if t * s >= 1.0 else (1.0 - t * s, -t), scores, targets, "hinge")
 
 
 def logistic(scores: Iterable, targets: Iterable) -> Value:
     """−log sigmoid(t·s), the cross-entropy of two classes; the targets t are −1 and 1."""
-    pairs, nodes = examples(scores, targets)
-    n = len(pairs)
-    loss = sum(math.log1p(math.exp(-abs(s))) + max(-t * s, 0.0) for s, t in pairs) / n
-    return node(loss, nodes, tuple(-t * _sigmoid(-t * s) / n for s, t in pairs), "logistic")
+    return mean_loss(lambda s, t: (_softplus(-t * s), -t * _sigmoid(-t * s)), scores, targets, "logistic")
 
 
 def cross_entropy(logits: Iterable, target: int) -> Value:
     """−log softmax(logits)[target], the negative log-likelihood; the derivatives are softmax − one-hot."""
-    numbers, nodes = split(logits)
+    numbers, operands = unpack(logits)
     if target not in range(len(numbers)):
         raise ValueError(f"target {target!r} is not one of {len(numbers)} classes: give 0 to {len(numbers) - 1}")
     top, p = max(numbers), probabilities(numbers)
     loss = top + math.log(sum(math.exp(x - top) for x in numbers)) - numbers[target]
-    return node(loss, nodes, tuple(pi - (i == target) for i, pi in enumerate(p)), "cross-entropy")
+    return node(loss, operands, tuple(pi - (i == target) for i, pi in enumerate(p)), "cross-entropy")
 
 
 def l2(parameters: Iterable[Value], strength: float = 1e-4) -> Value:
     """strength · Σ p²: added to a loss, it keeps the weights small."""
-    numbers, nodes = split(parameters)
-    return node(strength * sum(map(mul, numbers, numbers)), nodes, tuple(2.0 * strength * p for p in numbers), "L2")
-
-
-def examples(scores: Iterable, targets: Iterable) -> tuple[list[tuple[float, float]], tuple]:
-    (numbers, nodes), targets = split(scores), list(map(number, targets))
-    if len(numbers) != len(targets) or not targets:
-        raise ValueError(f"{len(numbers)} scores met {len(targets)} targets: give one target for each score")
-    return list(zip(numbers, targets)), nodes
+    numbers, operands = unpack(parameters)
+    return node(strength * sum(map(mul, numbers, numbers)), operands, tuple(2.0 * strength * p for p in numbers), "L2")
 
 
 LOSSES = {"hinge": hinge, "logistic": logistic, "squared": squared_error}
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Optimisers: from gradients to a step
+# Optimisers: from gradients to a step. For a loop that calls them see `network_demo`.
 
 
 class SGD:
+    """A step against the gradient; with momentum, against a sum in which earlier gradients fade."""
+
     def __init__(self, parameters: Iterable[Value], lr: float = 0.1, momentum: float = 0.0):
         self.parameters, self.lr, self.momentum = list(parameters), lr, momentum
         self.velocity = [0.0] * len(self.parameters)
@@ -558,12 +527,16 @@ class Adam:
         self.steps += 1
         self.mean = [b1 * m + (1 - b1) * g for m, g in zip(self.mean, grads)]
         self.square = [b2 * s + (1 - b2) * g * g for s, g in zip(self.square, grads)]
-        lr, root = self.lr / (1 - b1**self.steps), math.sqrt(1 - b2**self.steps)  # both averages started from 0
+        lr, root = self.lr / (1 - b1**self.steps), math.sqrt(1 - b2**self.steps)  # both averages started at 0
         for p, m, s in zip(self.parameters, self.mean, self.square):
             p.data -= lr * m / (math.sqrt(s) / root + self.eps)
 
 
 OPTIMIZERS = {"sgd": SGD, "adam": Adam}
+
+# =====================================================================================================================
+# THE LESSONS: a check of the derivatives, and a language model made of scalars
+# =====================================================================================================================
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Gradient check: a derivative is a slope, and a slope can be measured by a small step to either side
@@ -585,9 +558,71 @@ def gradcheck(f: Callable[..., Value], *inputs: float, eps: float = 1e-6, show=p
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# A GPT made of scalars: the architecture of the large ones, 4,192 parameters, and nothing new in the engine
+
+
+class GPT(Module):
+    """A Transformer of one block. Unlike GPT-2 it has RMS norm, ReLU and no biases. arXiv:1706.03762"""
+
+    def __init__(self, vocab_size: int, n_embd: int = 16, n_head: int = 4, block_size: int = 16, rng=random):
+        def matrix(rows: int, columns: int) -> list[list[Value]]:
+            return [[Value(rng.gauss(0, 0.08)) for _ in range(columns)] for _ in range(rows)]
+
+        if n_embd % n_head:
+            raise ValueError(f"{n_head} heads cannot share {n_embd} channels: make n_embd a multiple of n_head")
+        self.n_head, self.block_size = n_head, block_size
+        self.token, self.position = matrix(vocab_size, n_embd), matrix(block_size, n_embd)  # embeddings
+        self.query, self.key, self.value, self.attn_proj = (matrix(n_embd, n_embd) for _ in range(4))
+        self.mlp_up, self.mlp_proj = matrix(4 * n_embd, n_embd), matrix(n_embd, 4 * n_embd)
+        self.head = matrix(vocab_size, n_embd)
+
+    def __call__(self, token: int, cache: list[tuple[list[Value], list[Value]]]) -> list[Value]:
+        """-> logits of what follows `token`. `cache` has the keys and values of earlier positions; ours are added."""
+        x = rms_norm([a + b for a, b in zip(self.token[token], self.position[len(cache)])])
+
+        h = rms_norm(x)  # attention
+        query = affine(h, self.query)
+        cache.append((affine(h, self.key), affine(h, self.value)))
+        h, size = [], len(x) // self.n_head
+        for start in range(0, len(x), size):  # each head has its own part of the channels
+            part = slice(start, start + size)
+            scores = affine(query[part], [key[part] for key, _ in cache])  # no mask: later positions are not there yet
+            weights = softmax(scores, temperature=size**0.5)  # one per position
+            h += affine(weights, zip(*(value[part] for _, value in cache)))  # the weighted mean of their values
+        x = affine(h, self.attn_proj, x)  # x as the bias: the residual connection
+
+        h = [v.relu() for v in affine(rms_norm(x), self.mlp_up)]  # the MLP
+        x = affine(h, self.mlp_proj, x)
+        return affine(x, self.head)
+
+
+def rms_norm(xs: Sequence[Value]) -> list[Value]:
+    """The same direction with a mean square of 1. arXiv:1910.07467"""
+    scale = (dot(xs, xs) / len(xs) + 1e-5) ** -0.5
+    return [x * scale for x in xs]
+
+
+def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) -> str:
+    """Invent a name: begin with the end token, draw what follows, feed it back, until the end token is drawn."""
+    end = token = len(alphabet)
+    name, cache = "", []
+    while len(cache) < model.block_size:
+        logits = [v.data for v in model(token, cache)]
+        token = rng.choices(range(end + 1), weights=probabilities(logits, temperature))[0]
+        if token == end:
+            break
+        name += alphabet[token]
+    return name
+
+
+# =====================================================================================================================
+# THE WORKSHOP: pictures, demos and the command line. Nothing above depends on it, except how a notebook shows a Value.
+# =====================================================================================================================
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Drawing, from left to right: round boxes are leaves, square boxes results, ellipses operations
 
-READABLE = 400  # nodes; a larger picture is wallpaper
+READABLE = 400  # nodes; a larger graph is too crowded to read
 LEAF, RESULT, OPERATION, EDGE = "#dcebfa", "#fff3d6", "#e6e0f2", "#777777"
 
 
@@ -603,7 +638,7 @@ def caption(v: Value) -> str:
 
 
 def operation(v: Value) -> str:
-    """`a * 2` has the single operand a, so the picture finds the 2 in the numbers and says `* 2`."""
+    """The name in the ellipse. Of `a * 2` only a is kept as an operand, so the 2 is worked out from the numbers."""
     if len(v._prev) > 1 or v._op not in ("+", "-", "*", "/"):
         return v._op
     x, slope = v._prev[0].data, v._local[0]
@@ -615,15 +650,12 @@ def to_dot(root: Value) -> str:
     """The graph in graphviz's language."""
     nodes, edges = trace(root)
     name = {v: f"v{i}" for i, v in enumerate(nodes)}
-    text = [
-        "digraph {",
-        '  rankdir=LR; nodesep=0.15; ranksep=0.3; node [fontname="Helvetica", fontsize=11, height=0.3, style=filled];',
-        f'  edge [color="{EDGE}", arrowsize=0.6];',
-    ]
+    text = ["digraph {", f'  rankdir=LR; nodesep=0.15; ranksep=0.3; edge [color="{EDGE}", arrowsize=0.6];']
+    text.append('  node [fontname="Helvetica", fontsize=11, height=0.3, style=filled];')
     for v in nodes:
         words = caption(v).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        look = f'"filled", fillcolor="{RESULT}"' if v._prev else f'"filled,rounded", fillcolor="{LEAF}"'
-        text.append(f'  {name[v]} [label="{words}", shape=box, style={look}];')
+        style = f'"filled", fillcolor="{RESULT}"' if v._prev else f'"filled,rounded", fillcolor="{LEAF}"'
+        text.append(f'  {name[v]} [label="{words}", shape=box, style={style}];')
         if v._prev:
             text.append(f'  {name[v]}op [label="{operation(v)}", fillcolor="{OPERATION}"];  {name[v]}op -> {name[v]};')
     return "\n".join([*text, *(f"  {name[a]} -> {name[b]}op;" for a, b in edges), "}"])
@@ -636,20 +668,34 @@ def draw(root: Value, path: str | Path) -> None:
         raise ValueError(f"cannot draw to {str(path)!r}: the name has to end in .svg or .png")
     if size > READABLE:
         raise ValueError(f"nobody can read a graph of {size} nodes: draw a part of it, up to {READABLE}")
-    path.write_bytes(render(root, path.suffix[1:]))
+    write(path, render(root, path.suffix[1:]))
 
 
 def render(root: Value, format: str) -> bytes:
-    if shutil.which("dot"):
-        command = ["dot", f"-T{format}", *["-Gdpi=110"] * (format == "png")]
-        return subprocess.run(command, input=to_dot(root).encode(), stdout=subprocess.PIPE, check=True).stdout
+    command = ["dot", f"-T{format}", *["-Gdpi=110"] * (format == "png")]
+    done = shutil.which("dot") and subprocess.run(command, input=to_dot(root).encode(), capture_output=True)
+    return done.stdout if done and done.returncode == 0 else image(plot_graph(root), format)
+
+
+def image(figure, format: str = "png") -> bytes:
+    """A matplotlib figure as the bytes of a file. Without pyplot: no windows and no global state."""
     out = io.BytesIO()
-    plot_graph(root).savefig(out, format=format, dpi=110)
+    figure.savefig(out, format=format, dpi=110)
     return out.getvalue()
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write under another name, then rename: a full disk leaves the old file or none, never a part of the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def plot_graph(root: Value):
-    """-> the same picture as a matplotlib figure."""
+    """-> the picture that `to_dot` describes, as a matplotlib figure."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Ellipse, FancyBboxPatch, PathPatch
     from matplotlib.path import Path as Curve
@@ -659,40 +705,36 @@ def plot_graph(root: Value):
     column = {}
     for v in nodes:
         column[v] = 1 + max((column[operand] for operand in v._prev), default=-1)
-    for a, b in reversed(edges):
-        if not a._prev:
-            column[a] = min(column[b] - 1, column[a] or column[b])
+    for leaf, v in [(a, b) for a, b in reversed(edges) if not a._prev]:
+        column[leaf] = min(column[v] - 1, column[leaf] or column[v])
 
-    # Rows: from left to right and back, everybody moves toward the mean row of the neighbours just placed. An edge that
-    # passes a column takes a seat there, (operand, result, column), so that it does not run behind a box.
+    # Where an edge crosses a column, a point (operand, result, column) keeps a row free for it between the boxes.
     routes = [[a, *((a, b, c) for c in range(column[a] + 1, column[b])), b] for a, b in edges]
-    column |= {seat: seat[2] for route in routes for seat in route[1:-1]}
-    columns = [[s for s in column if column[s] == c] for c in range(max(column.values()) + 1)]
-    before, after = ({s: [] for s in column} for _ in range(2))
-    for a, b in (pair for route in routes for pair in pairwise(route)):
-        before[b].append(a)
-        after[a].append(b)
+    column |= {point: point[2] for route in routes for point in route[1:-1]}
+    columns = [[p for p in column if column[p] == c] for c in range(max(column.values()) + 1)]
+    segments = [pair for route in routes for pair in pairwise(route)]
+
+    # Rows: from left to right and back, sort each column by the mean row of its neighbours in the column just sorted.
+    left, right = ({p: [] for p in column} for _ in range(2))
+    for a, b in segments:
+        left[b].append(a)
+        right[a].append(b)
     row = dict.fromkeys(column, 0.0)
-    for placed in (before, after) * 6:
-        for seats in columns if placed is before else columns[::-1]:
-            seats.sort(key=lambda s: sum(row[n] for n in placed[s] or [s]) / len(placed[s] or [s]))
-            row |= {s: i - (len(seats) - 1) / 2 for i, s in enumerate(seats)}
+    for neighbours in (left, right) * 6:
+        for members in columns if neighbours is left else columns[::-1]:
+            members.sort(key=lambda p: sum(row[n] for n in neighbours[p] or [p]) / len(neighbours[p] or [p]))
+            row |= {p: i - (len(members) - 1) / 2 for i, p in enumerate(members)}
 
     dx, dy, w, h = 2.5, 0.75, 1.2, 0.6  # inches: between columns, between rows, of a box
     wide, tall = dx * len(columns) - 0.9, dy * max(map(len, columns)) + 0.2
     figure = Figure(figsize=(wide, tall))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.8, wide - 0.8), ylim=(-tall / 2, tall / 2))
     axes.set_axis_off()
-
-    def line(x0, y0, x1, y1):
-        middle = (x0 + x1) / 2
-        path = Curve([(x0, y0), (middle, y0), (middle, y1), (x1, y1)], [1, 4, 4, 4])
+    for a, b in segments:  # each a curve to the ellipse, then a straight line
+        x0, y0, x, y = column[a] * dx + w / 2, row[a] * dy, column[b] * dx, row[b] * dy
+        middle = (x0 + x - 1.3) / 2
+        path = Curve([(x0, y0), (middle, y0), (middle, y), (x - 1.3, y), (x + w / 2, y)], [1, 4, 4, 4, 2])
         axes.add_patch(PathPatch(path, fill=False, edgecolor=EDGE, zorder=0))
-
-    for a, b in (pair for route in routes for pair in pairwise(route)):
-        x, y = column[b] * dx, row[b] * dy
-        line(column[a] * dx + w / 2, row[a] * dy, x - 1.3, y)
-        line(x - 1.3, y, x + w / 2, y)
     for v in nodes:
         x, y = column[v] * dx, row[v] * dy
         style, color = ("square,pad=0", RESULT) if v._prev else ("round,pad=0,rounding_size=0.12", LEAF)
@@ -726,43 +768,24 @@ def make_data(shape: str, n: int, noise: float, rng=random) -> tuple[list[tuple[
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The network demo: two moons, 337 parameters, a hundred steps
+# The demos: a network that tells two moons apart, a GPT that learns names
 
 
 def network_demo(config: Config) -> None:
     start, rng = time.perf_counter(), random.Random(config.seed)
     points, targets = make_data(config.data, config.points, config.noise, rng)
-    model = MLP(2, [*config.widths(), 1], activation=config.activation, rng=rng)
+    model = MLP(2, [*config.widths, 1], activation=config.activation, rng=rng)
     print(f"{len(points)} points in the shape of {config.data}, a network of {len(model.parameters())} parameters")
 
-    losses = train(model, points, targets, config, rng)
-    scores = [model(point) for point in points]
-    loss = LOSSES[config.loss](scores, targets) + l2(model.parameters(), config.l2)
-    seconds = time.perf_counter() - start
-    print(f"loss {loss.data:.4f}, accuracy {accuracy(scores, targets):.1%}, {seconds:.1f} seconds")
-
-    folder = Path(config.work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        draw_neuron(model.layers[0], points, folder / "neuron.png")
-        draw_training(model, points, targets, [*losses, loss.data], folder)
-        print("figures:", *(folder / name for name in ("boundary.png", "loss.png", "neuron.png")))
-    except ImportError:
-        print("no figures: they need matplotlib (pip install matplotlib)")
-
-
-def train(model: Module, points: Sequence, targets: Sequence, config: Config, rng=random) -> list[float]:
-    """Fit the model, reporting as it goes; -> the loss before each step."""
-    parameters, losses = model.parameters(), []
     momentum = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
-    optimizer = OPTIMIZERS[config.optimizer](parameters, **momentum)
+    optimizer, losses = OPTIMIZERS[config.optimizer](model.parameters(), **momentum), []
     for step in range(config.max_steps):
         optimizer.lr = config.learning_rate * (1.0 - 0.9 * step / config.max_steps)
         batch = rng.sample(range(len(points)), config.batch_size) if config.batch_size else range(len(points))
         answers = [targets[i] for i in batch]
 
         scores = [model(points[i]) for i in batch]
-        loss = LOSSES[config.loss](scores, answers) + l2(parameters, config.l2)
+        loss = LOSSES[config.loss](scores, answers) + l2(optimizer.parameters, config.l2)
         model.zero_grad()
         loss.backward()
         optimizer.step()
@@ -772,7 +795,11 @@ def train(model: Module, points: Sequence, targets: Sequence, config: Config, rn
             raise ValueError(f"the loss is {loss.data} in step {step}: try a smaller --learning-rate")
         if time_to_report(step, config.max_steps):
             print(f"step {step:5d} | loss {loss.data:.4f} | accuracy {accuracy(scores, answers):.0%}", flush=True)
-    return losses
+
+    scores = [model(point) for point in points]
+    loss = LOSSES[config.loss](scores, targets) + l2(optimizer.parameters, config.l2)
+    print(f"loss {loss.data:.4f}, accuracy {accuracy(scores, targets):.1%}, {time.perf_counter() - start:.1f} seconds")
+    draw_figures(model, points, targets, [*losses, loss.data], Path(config.work_dir))
 
 
 def accuracy(scores: Sequence[Value], targets: Sequence[int]) -> float:
@@ -783,88 +810,50 @@ def time_to_report(step: int, steps: int) -> bool:
     return step % max(1, steps // 10) == 0 or step == steps - 1
 
 
-def draw_neuron(layer: Layer, points: Sequence, path: Path) -> None:
-    """The graph of one neuron at one point; a dead one would make a dull picture, so take the liveliest."""
-    neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
-    inputs = [Value(x, f"x{i}") for i, x in enumerate(point, 1)]
-    for i, w in enumerate(neuron.w, 1):
-        w.label = f"w{i}"
-    neuron.b.label = "b"
-    neuron.zero_grad()
-    out = neuron(inputs)
-    out.label = "output"
-    out.backward()
-    draw(out, path)
-
-
-def draw_training(model: Module, points: Sequence, targets: Sequence, losses: Sequence[float], folder: Path) -> None:
-    from matplotlib.figure import Figure
+def draw_figures(model: MLP, points: Sequence, targets: Sequence, losses: Sequence[float], folder: Path) -> None:
+    """Three figures, if possible: the result is printed already, so what keeps them from being drawn is no failure."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no figures: they need matplotlib (pip install matplotlib)")
+        return
 
     (left, right), (low, high) = ((min(c) - 0.4, max(c) + 0.4) for c in zip(*points))
     xs, ys = ([a + (b - a) * i / 64 for i in range(65)] for a, b in ((left, right), (low, high)))
     scores = [[max(-3.0, min(3.0, model((x, y)).data)) for x in xs] for y in ys]
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xticks=[], yticks=[], title="decision boundary")
+    boundary = Figure(figsize=(5, 4), layout="constrained")
+    axes = boundary.subplots(subplot_kw={"xticks": [], "yticks": [], "title": "decision boundary"})
     axes.contourf(xs, ys, scores, levels=[i / 4 for i in range(-12, 13)], cmap="RdBu", alpha=0.75)
     axes.contour(xs, ys, scores, levels=[0.0], colors="black", linewidths=1)
-    colors = ["#2166ac" if t > 0 else "#b2182b" for t in targets]
-    axes.scatter(*zip(*points), s=22, c=colors, edgecolors="white", linewidths=0.6)
-    figure.savefig(folder / "boundary.png", dpi=110)
+    axes.scatter(*zip(*points), s=22, c=["#2166ac" if t > 0 else "#b2182b" for t in targets], ec="white", lw=0.6)
 
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.subplots()
+    curve = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = curve.subplots(subplot_kw={"xlabel": "step", "ylabel": "loss", "yscale": "log", "title": "training loss"})
     axes.plot(losses)
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
     axes.grid(alpha=0.3, which="both")
-    figure.savefig(folder / "loss.png", dpi=110)
+
+    neuron = render(one_neuron(model.layers[0], points), "png")
+    pictures = {"boundary.png": image(boundary), "loss.png": image(curve), "neuron.png": neuron}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            write(folder / name, picture)
+    except OSError as error:
+        print(f"micrograd: cannot write the figures: {error}", file=sys.stderr)
+    else:
+        print("figures:", *(folder / name for name in pictures))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A GPT made of scalars: the architecture of the large ones, 4,192 numbers, and nothing new in the engine
-
-
-class GPT(Module):
-    """One Transformer block: attention lets a position look back, the MLP lets it think. arXiv:1706.03762
-
-    In place of the original's layer norm, GELU and biases it has RMS norm, ReLU and none.
-    """
-
-    def __init__(self, vocab_size: int, n_embd: int = 16, n_head: int = 4, block_size: int = 16, rng=random):
-        def matrix(rows: int, columns: int) -> list[list[Value]]:
-            return [[Value(rng.gauss(0, 0.08)) for _ in range(columns)] for _ in range(rows)]
-
-        if n_embd % n_head:
-            raise ValueError(f"{n_head} heads cannot share {n_embd} channels: make n_embd a multiple of n_head")
-        self.n_head, self.block_size = n_head, block_size
-        self.token, self.position = matrix(vocab_size, n_embd), matrix(block_size, n_embd)
-        self.query, self.key, self.value, self.project = (matrix(n_embd, n_embd) for _ in range(4))
-        self.widen, self.narrow = matrix(4 * n_embd, n_embd), matrix(n_embd, 4 * n_embd)
-        self.head = matrix(vocab_size, n_embd)
-
-    def __call__(self, token: int, past: list[tuple[list[Value], list[Value]]]) -> list[Value]:
-        """-> logits for what follows `token`. `past` holds the keys and values of earlier positions; ours are added."""
-        x = rms_norm([a + b for a, b in zip(self.token[token], self.position[len(past)])])
-
-        h = rms_norm(x)
-        query = affine(h, self.query)
-        past.append((affine(h, self.key), affine(h, self.value)))
-        h, size = [], len(x) // self.n_head
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            scores = affine(query[part], [key[part] for key, _ in past])
-            h += affine(softmax(scores, size**0.5), zip(*(value[part] for _, value in past)))
-        x = affine(h, self.project, x)  # x as the bias: the residual connection
-
-        h = [v.relu() for v in affine(rms_norm(x), self.widen)]
-        x = affine(h, self.narrow, x)
-        return affine(x, self.head)
-
-
-def rms_norm(xs: Sequence[Value]) -> list[Value]:
-    """The same direction with a mean square of 1. arXiv:1910.07467"""
-    scale = (dot(xs, xs) / len(xs) + 1e-5) ** -0.5
-    return [x * scale for x in xs]
+def one_neuron(layer: Layer, points: Sequence) -> Value:
+    """The graph of one neuron at one point: those of the largest output, as the gradients of a ReLU at 0 are all 0."""
+    neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
+    inputs = [Value(x) for x in point]
+    out = neuron(inputs)
+    for v, label in zip([*inputs, *neuron.w, neuron.b, out], ("x1", "x2", "w1", "w2", "b", "output")):
+        v.label = label
+    neuron.zero_grad()
+    out.backward()
+    return out
 
 
 def gpt_demo(config: Config) -> None:
@@ -882,8 +871,8 @@ def gpt_demo(config: Config) -> None:
         optimizer.lr = config.learning_rate * (1.0 - step / config.max_steps)
         tokens = [end, *map(alphabet.index, names[step % len(names)]), end][: model.block_size + 1]
 
-        past = []
-        loss = mean(cross_entropy(model(token, past), target) for token, target in pairwise(tokens))
+        cache = []
+        loss = mean(cross_entropy(model(token, cache), target) for token, target in pairwise(tokens))
         model.zero_grad()
         loss.backward()
         optimizer.step()
@@ -907,68 +896,59 @@ def read_names(path: str) -> list[str]:
     return names
 
 
-def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) -> str:
-    end = token = len(alphabet)
-    name, past = "", []
-    while len(past) < model.block_size:
-        logits = [v.data for v in model(token, past)]
-        token = rng.choices(range(end + 1), weights=probabilities(logits, temperature))[0]
-        if token == end:
-            break
-        name += alphabet[token]
-    return name
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Command line. Config is the one source of every flag, its default and its help.
+# Command line. Config is the one source of every flag: its default, its help and what uses it.
 
 DEMOS = {"network": network_demo, "gpt": gpt_demo}
+USERS = {"": "every demo", "network": "--demo network", "sgd": "--optimizer sgd", "gpt": "--demo gpt"}  # of a flag
 
 
-def flag(default, help: str, short: str | None = None, **rules):
-    return field(default=default, metadata={"short": short, "help": help, **rules})
+def flag(default, help: str, *short: str, of: str = "", least: float = -math.inf, **options):
+    """A field of Config that is used by `of`, one of USERS. A default that depends on the user is a dict."""
+    defaults = default if isinstance(default, dict) else {"": default}
+    rules = dict(defaults=defaults, help=help, short=short, of=of, least=least, options=options)
+    return field(default=defaults.get(""), metadata=rules)
 
 
 @dataclass
 class Config:
     demo: str = flag("network", "what to train", choices=DEMOS)
-    input_file: str = flag("names.txt", "gpt: text file with one name per line", "-i")
-    work_dir: str = flag("out/micrograd", "network: folder for the figures", "-o")
     seed: int = flag(1337, "for data, weights and samples")
-    max_steps: int = flag(None, "training steps (default: network 100, gpt 1000)", least=0, type=int)
-    learning_rate: float = flag(None, "at the start (default: sgd 1, adam 0.1, gpt 0.01)", "-l", least=0, type=float)
-    data: str = flag("moons", "network: shape of the toy data", choices=SHAPES)
-    points: int = flag(100, "network: number of points", least=2)
-    noise: float = flag(0.1, "network: standard deviation of the noise", least=0)
-    layers: str = flag("16,16", "network: widths of the hidden layers; '' for none")
-    activation: str = flag("relu", "network: of the hidden layers", choices=ACTIVATIONS)
-    loss: str = flag("hinge", "network: what is minimised", choices=LOSSES)
-    l2: float = flag(1e-4, "network: how strongly weights are pulled to 0", least=0)
-    optimizer: str = flag("sgd", "network: how to step", choices=OPTIMIZERS)
-    momentum: float = flag(0.0, "network: of sgd", least=0)
-    batch_size: int = flag(0, "network: points per step; 0 for all", least=0)
-    num_samples: int = flag(20, "gpt: names to invent", least=0)
-    temperature: float = flag(0.5, "gpt: low plays safe, 1 samples what was learned, high is wild", least=1e-6)
+    max_steps: int = flag({"network": 100, "gpt": 1000}, "training steps", least=0)
+    learning_rate: float = flag({"sgd": 1.0, "adam": 0.1, "gpt": 0.01}, "at the start", "-l", least=0)
+    data: str = flag("moons", "shape of the toy data", of="network", choices=SHAPES)
+    points: int = flag(100, "number of points", of="network", least=2)
+    noise: float = flag(0.1, "standard deviation of the noise", of="network", least=0)
+    layers: str = flag("16,16", "widths of the hidden layers; '' for none", of="network", metavar="N,N")
+    activation: str = flag("relu", "of the hidden layers", of="network", choices=ACTIVATIONS)
+    loss: str = flag("hinge", "what is minimised", of="network", choices=LOSSES)
+    l2: float = flag(1e-4, "how strongly weights are pulled to 0", of="network", least=0)
+    optimizer: str = flag("sgd", "how to step", of="network", choices=OPTIMIZERS)
+    batch_size: int = flag(0, "points per step; 0 for all", of="network", least=0)
+    work_dir: str = flag("out/micrograd", "folder for the figures", "-o", of="network", metavar="FOLDER")
+    momentum: float = flag(0.0, "how much of the last step is repeated", of="sgd", least=0)
+    input_file: str = flag("names.txt", "text file with one name per line", "-i", of="gpt", metavar="FILE")
+    num_samples: int = flag(20, "names to invent", of="gpt", least=0)
+    temperature: float = flag(0.5, "low plays safe, 1 samples what was learned, high is wild", of="gpt", least=1e-6)
 
-    def __post_init__(self):
-        network = self.demo == "network"
-        if self.max_steps is None:
-            self.max_steps = 100 if network else 1000
-        if self.learning_rate is None:
-            self.learning_rate = {"sgd": 1.0, "adam": 0.1}[self.optimizer] if network else 0.01
+    def __post_init__(self):  # fill in the defaults that depend on other settings; refuse what cannot be
+        self.users = ("", "network", self.optimizer) if self.demo == "network" else ("", self.demo)
         for f in fields(self):
-            value, least = getattr(self, f.name), f.metadata.get("least", -math.inf)
+            if getattr(self, f.name) is None:
+                setattr(self, f.name, next(x for user, x in f.metadata["defaults"].items() if user in self.users))
+            value, least = getattr(self, f.name), f.metadata["least"]
             if not isinstance(value, str) and not least <= value < math.inf:
-                raise ValueError(f"--{f.name.replace('_', '-')} is {value}: give a number from {least:g} up")
+                raise ValueError(f"{spell(f)} is {value}: give a number from {least:g} up")
         if self.batch_size > self.points:
             raise ValueError(f"--batch-size is {self.batch_size} of {self.points} points: give 0 to {self.points}")
-        self.widths()
-
-    def widths(self) -> list[int]:
         words = self.layers.split(",") if self.layers.strip() else []
         if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
             raise ValueError(f"--layers is {self.layers!r}: give whole numbers from 1 up, like 16,16")
-        return list(map(int, words))
+        self.widths = list(map(int, words))
+
+
+def spell(f) -> str:
+    return "--" + f.name.replace("_", "-")
 
 
 class Parser(argparse.ArgumentParser):
@@ -976,26 +956,40 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (--help lists the flags)")
 
 
-def parse(argv: Sequence[str]) -> Config:
-    parser = Parser(prog="micrograd.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def flags(users: Sequence[str]) -> Parser:
+    """The parser of the flags; its help shows the defaults that these users have."""
+    text = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="micrograd.py", description=__doc__, formatter_class=text, add_help=False, allow_abbrev=False)
+    groups = {user: parser.add_argument_group(title) for user, title in USERS.items()}
+    groups[""].add_argument("-h", "--help", action="store_true", help="this text; after --demo, with its defaults")
     for f in fields(Config):
-        rules = {key: f.metadata[key] for key in ("choices", "type") if key in f.metadata}
-        text = f.metadata["help"]
-        if f.default is not None:
-            rules, text = {"type": type(f.default)} | rules, f"{text} (default: {f.default})"
-        names = [f.metadata["short"]] * bool(f.metadata["short"]) + ["--" + f.name.replace("_", "-")]
-        parser.add_argument(*names, default=f.default, help=text, **rules)
+        kind = {"int": {"type": int, "metavar": "N"}, "float": {"type": float, "metavar": "X"}}.get(f.type, {})
+        defaults = [f"{user} {x}".strip() for user, x in f.metadata["defaults"].items() if user in users]
+        kind |= {"help": f"{f.metadata['help']} (default: {', '.join(defaults)})", "default": argparse.SUPPRESS}
+        groups[f.metadata["of"]].add_argument(*f.metadata["short"], spell(f), **kind | f.metadata["options"])
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Config:
     hyphens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
-    return Config(**vars(parser.parse_args(hyphens)))
+    given = vars(flags(()).parse_args(hyphens))
+    if given.pop("help", False):  # only now is it known whose defaults to show
+        flags(Config(**given).users if given else ("", *DEMOS, *OPTIMIZERS)).print_help()
+        sys.exit(0)
+    config = Config(**given)
+    users = {spell(f): f.metadata["of"] for f in fields(config) if f.name in given}
+    unused = ", ".join(f"{name} ({user})" for name, user in users.items() if user not in config.users)
+    if unused:
+        print(f"micrograd: not used by --demo {' with '.join(config.users[1:])}: {unused}", file=sys.stderr)
+    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         DEMOS[config.demo](config)
-    except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of our output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError) as error:
         print(f"micrograd: {error}", file=sys.stderr)
         return 2
@@ -1004,6 +998,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     return 0
 
+
+# The original's modules, micrograd.engine and micrograd.nn, are this file: an import looks into sys.modules first.
+engine = nn = sys.modules[__name__]
+sys.modules |= {f"{__name__}.engine": engine, f"{__name__}.nn": nn}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -198,19 +198,19 @@ def plain_softmax(xs):
     return [w / whole for w in weights]
 
 
-def plain_gpt(m, token, past):
-    x = plain_norm([a + b for a, b in zip(m.token[token], m.position[len(past)])])
+def plain_gpt(m, token, cache):
+    x = plain_norm([a + b for a, b in zip(m.token[token], m.position[len(cache)])])
     h = plain_norm(x)
     query = plain_affine(h, m.query)
-    past.append((plain_affine(h, m.key), plain_affine(h, m.value)))
+    cache.append((plain_affine(h, m.key), plain_affine(h, m.value)))
     h, size = [], len(x) // m.n_head
     for start in range(0, len(x), size):
         part = slice(start, start + size)
-        scores = plain_affine([q * size**-0.5 for q in query[part]], [key[part] for key, _ in past])
-        h += plain_affine(plain_softmax(scores), zip(*(value[part] for _, value in past)))
-    x = [a + b for a, b in zip(x, plain_affine(h, m.project))]
-    h = [v.relu() for v in plain_affine(plain_norm(x), m.widen)]
-    x = [a + b for a, b in zip(x, plain_affine(h, m.narrow))]
+        scores = plain_affine([q * size**-0.5 for q in query[part]], [key[part] for key, _ in cache])
+        h += plain_affine(plain_softmax(scores), zip(*(value[part] for _, value in cache)))
+    x = [a + b for a, b in zip(x, plain_affine(h, m.attn_proj))]
+    h = [v.relu() for v in plain_affine(plain_norm(x), m.mlp_up)]
+    x = [a + b for a, b in zip(x, plain_affine(h, m.mlp_proj))]
     return plain_affine(x, m.head)
 
 
@@ -229,10 +229,10 @@ def gpt(kind: str):
     names = ["emma", "olivia", "isabella", "sophia", "mia", "charlotte", "amelia", "evelyn", "luna", "zoe"]
 
     def loss_of(name):
-        tokens, past = [26, *(ord(c) - 97 for c in name), 26], []
+        tokens, cache = [26, *(ord(c) - 97 for c in name), 26], []
         if kind == "fused":
-            return micrograd.mean(micrograd.cross_entropy(model(a, past), b) for a, b in pairwise(tokens))
-        losses = [-plain_softmax(plain_gpt(model, a, past))[b].log() for a, b in pairwise(tokens)]
+            return micrograd.mean(micrograd.cross_entropy(model(a, cache), b) for a, b in pairwise(tokens))
+        losses = [-plain_softmax(plain_gpt(model, a, cache))[b].log() for a, b in pairwise(tokens)]
         return sum(losses) * (1.0 / len(losses))
 
     def step(k):

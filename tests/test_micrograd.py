@@ -3,6 +3,7 @@
 # ruff: noqa: B905
 import copy
 import gc
+import inspect
 import math
 import os
 import pickle
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 import weakref
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -618,8 +620,8 @@ def test_optimisers_like_torch(ours, theirs):
 def test_gpt_equals_torch():
     model = GPT(5, n_embd=8, n_head=2, block_size=6, rng=random.Random(3))
     tokens = [4, 0, 1, 2, 1, 4]
-    past = []
-    loss = mean(cross_entropy(model(a, past), b) for a, b in pairwise(tokens))
+    cache = []
+    loss = mean(cross_entropy(model(a, cache), b) for a, b in pairwise(tokens))
     loss.backward()
 
     w = {k: torch.tensor([[p.data for p in row] for row in m], dtype=torch.float64, requires_grad=True)
@@ -629,8 +631,8 @@ def test_gpt_equals_torch():
     h = norm(x)
     q, k, v = ((h @ w[name].T).view(5, 2, 4).transpose(0, 1) for name in ("query", "key", "value"))  # (H, T, C / H)
     h = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).reshape(5, 8)
-    x = x + h @ w["project"].T
-    x = x + torch.relu(norm(x) @ w["widen"].T) @ w["narrow"].T
+    x = x + h @ w["attn_proj"].T
+    x = x + torch.relu(norm(x) @ w["mlp_up"].T) @ w["mlp_proj"].T
     reference = torch.nn.functional.cross_entropy(x @ w["head"].T, torch.tensor(tokens[1:]))
     reference.backward()
     assert loss.data == pytest.approx(reference.item(), rel=1e-12)
@@ -715,6 +717,32 @@ def test_draw_with_dot(tmp_path):
 def test_a_notebook_shows_small_graphs_only():
     assert "<svg" in neuron_graph()._repr_svg_()
     assert total(Value(1.0) for _ in range(500))._repr_svg_() is None
+
+
+def test_draw_where_dot_fails(tmp_path, monkeypatch):
+    """Some builds of graphviz cannot write png."""
+    (tmp_path / "dot").write_text("#!/bin/sh\necho 'Format: png not recognized' >&2\nexit 1\n")
+    (tmp_path / "dot").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    draw(neuron_graph(), tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+def test_a_full_disk_leaves_the_old_picture(failing, tmp_path, monkeypatch):
+    path = tmp_path / "graph.png"
+    path.write_bytes(b"old")
+
+    def full(target, content):
+        if failing == "write_bytes":
+            with open(target, "wb") as f:
+                f.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((Path, "write_bytes") if failing == "write_bytes" else (os, "replace")), full)
+    with pytest.raises(OSError, match="No space left"):
+        draw(neuron_graph(), path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_draw_refuses(tmp_path):
@@ -823,6 +851,8 @@ def test_wrong_types():
         (["--batch-size", "1000"], "--batch-size is 1000 of 100 points"),
         (["--temperature", "0"], "--temperature is 0.0"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--max", "3"], "unrecognized arguments: --max 3"),
+        (["--demo", "gpt", "--points", "1"], "--points is 1: give a number from 2 up"),
         (["--demo", "gpt", "-i", "no-such-file"], "cannot read 'no-such-file'"),
         (["-l", "1e6", "--loss", "squared"], "try a smaller --learning-rate"),
     ],
@@ -893,3 +923,152 @@ def test_interrupted(monkeypatch, capsys):
     monkeypatch.setitem(micrograd.DEMOS, "network", stop)
     assert micrograd.main([]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flags: each is used, or named on stderr
+
+
+SMALL = {"network": ["--points", 12, "--layers", 3, "--max-steps", 3], "gpt": ["--max-steps", 3, "--num-samples", 3]}
+CHANGED = {  # another value for each flag
+    "seed": 7,
+    "max_steps": 2,
+    "learning_rate": 0.3,
+    "data": "xor",
+    "points": 14,
+    "noise": 0.3,
+    "layers": "2,2",
+    "activation": "tanh",
+    "loss": "logistic",
+    "l2": 0.5,
+    "optimizer": "adam",
+    "batch_size": 5,
+    "work_dir": "elsewhere",
+    "momentum": 0.9,
+    "input_file": "others.txt",
+    "num_samples": 2,
+    "temperature": 5,
+}
+
+
+@pytest.fixture
+def outcome(tmp_path, monkeypatch, capsys):
+    """Run the command: -> (what it prints, with what its figures would show; what it says on stderr)."""
+    (tmp_path / "names.txt").write_text("anna\nbob\ncarla\n")
+    (tmp_path / "others.txt").write_text("emil\nfred\n")
+    monkeypatch.chdir(tmp_path)
+    show = lambda model, *rest: print([p.data for p in model.parameters()], *rest)  # noqa: E731
+    monkeypatch.setattr(micrograd, "draw_figures", show)
+
+    def outcome(*argv):
+        assert micrograd.main(list(map(str, argv))) == 0
+        out, error = capsys.readouterr()
+        return re.sub(r"[\d.]+ s(econds)?\b", "", out), error
+
+    return outcome
+
+
+def test_the_table_of_flags_is_complete():
+    assert {"demo", *CHANGED} == {f.name for f in fields(micrograd.Config)}
+
+
+@pytest.mark.parametrize("demo", micrograd.DEMOS)
+@pytest.mark.parametrize("name", CHANGED)
+def test_every_flag_is_used_or_named(demo, name, outcome):
+    flag = "--" + name.replace("_", "-")
+    before, silence = outcome("--demo", demo, *SMALL[demo])
+    after, words = outcome("--demo", demo, *SMALL[demo], flag, CHANGED[name])
+    assert silence == "" and (after == before) == bool(words)
+    if words:
+        run = {"network": "network with sgd", "gpt": "gpt"}[demo]
+        user = "sgd" if name == "momentum" else {"network": "gpt", "gpt": "network"}[demo]
+        assert words == f"micrograd: not used by --demo {run}: {flag} ({user})\n"
+
+
+def test_unused_flags_are_named_in_one_line(outcome):
+    _, words = outcome("--demo", "gpt", *SMALL["gpt"], "--points=30", "--layers", "", "--momentum", 0.5, "-o", "folder")
+    named = "--points (network), --layers (network), --work-dir (network), --momentum (sgd)"
+    assert words == f"micrograd: not used by --demo gpt: {named}\n"
+
+
+def test_momentum_is_of_sgd(outcome):
+    adam = [*SMALL["network"], "--optimizer", "adam"]
+    before, silence = outcome(*adam)
+    after, words = outcome(*adam, "--momentum", 0.5, "-i", "others.txt")
+    assert (after, silence) == (before, "")
+    assert words == "micrograd: not used by --demo network with adam: --momentum (sgd), --input-file (gpt)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "defaults"),
+    [
+        ([], ["network 100, gpt 1000", "sgd 1.0, adam 0.1, gpt 0.01"]),
+        (["--demo", "gpt"], ["gpt 1000", "gpt 0.01"]),
+        (["--demo", "network"], ["network 100", "sgd 1.0"]),
+        (["--optimizer", "adam", "--max-steps", "7"], ["network 100", "adam 0.1"]),
+    ],
+)
+def test_help_tells_true_defaults(arguments, defaults, capsys):
+    for argv in (["--help", *arguments], [*arguments, "-h"]):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            micrograd.main(argv)
+        out, error = capsys.readouterr()
+        text = " ".join(out.split())
+        assert error == "" and re.findall(r"(?:training steps|at the start) \(default: ([^)]*)\)", text) == defaults
+        for f in fields(micrograd.Config):
+            assert "--" + f.name.replace("_", "-") in out
+        titles = [line for line in out.splitlines() if re.fullmatch(r"(every|--\w+) \w+:", line)]
+        assert titles == ["every demo:", "--demo network:", "--optimizer sgd:", "--demo gpt:"]
+        assert {"FILE", "FOLDER", "N", "X"} <= set(re.findall(r"\b[A-Z_]+\b", out)) and "INPUT_FILE" not in out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures: what keeps them from being written does not make a good run a failure
+
+
+DEMO = ["--max-steps", "2", "--points", "12", "--layers", "3", "-o"]
+
+
+def test_figures_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert micrograd.main([*DEMO, str(tmp_path / "figures")]) == 0
+    out, error = capsys.readouterr()
+    assert out.splitlines()[-1] == "no figures: they need matplotlib (pip install matplotlib)" and error == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert micrograd.main([*DEMO, str(tmp_path / "file" / "figures")]) == 0
+    out, error = capsys.readouterr()
+    assert re.search(r"^loss .* seconds$", out, re.MULTILINE) and "figures:" not in out
+    assert error.startswith("micrograd: cannot write the figures: ") and error.count("\n") == 1
+
+
+def test_figures_do_without_pyplot(tmp_path):
+    code = f"""
+import micrograd, sys
+assert micrograd.main({[*DEMO, "figures"]}) == 0
+assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.modules
+"""
+    result = python(code, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["boundary.png", "loss.png", "neuron.png"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file: a lecture in front, a workshop behind
+
+
+def test_the_lecture_stands_in_front():
+    lines = SCRIPT.read_text(encoding="utf-8").splitlines()
+    rule = lambda title: next(i for i, line in enumerate(lines, 1) if line.startswith(f"# {title}:"))  # noqa: E731
+    lecture, lessons, workshop = map(rule, ("THE LECTURE", "THE LESSONS", "THE WORKSHOP"))
+    place = lambda thing: inspect.getsourcelines(thing)[1]  # noqa: E731
+    assert lessons < 550
+    for thing in (Value, topological, affine, softmax, MLP, hinge, cross_entropy, Adam):
+        assert lecture < place(thing) < lessons
+    for thing in (gradcheck, GPT):
+        assert lessons < place(thing) < workshop
+    for thing in (trace, draw, make_data, micrograd.network_demo, micrograd.Config, micrograd.main):
+        assert workshop < place(thing)
