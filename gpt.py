@@ -1,21 +1,28 @@
 """gpt: give it any text, and it writes more of the kind, character by character.
 
-    python gpt.py                                          # train on input.txt, evaluate, write a page
-    python gpt.py --sample-only --prompt "ROMEO:"          # write more, from what was trained
-    torchrun --nproc-per-node 2 gpt.py --preset baby       # the same on two cards
+    python gpt.py -i input.txt -o out/gpt                      # train, evaluate, write a page
+    python gpt.py -o out/gpt --sample-only --prompt "ROMEO:"   # write more, from what was trained
+    torchrun --nproc-per-node 2 gpt.py --preset baby           # the same on two graphics cards
 
-A GPT is a stack of two ideas: attention, in which every character asks the earlier ones, and a small network in which
-it thinks about the answers. The file reads from top to bottom: configuration, text (encoded once, to a file that is
-never read whole), attention and the model, evaluation and writing, the optimizer that makes it fast, choosing a device,
-training on one machine or many, checkpoints, figures, and the command line that ties them together.
+    run = gpt.train("input.txt", preset="mini")                # the same in Python; also from a string
+    run = gpt.load("out/gpt")
+    print(run.generate("ROMEO:", 200))
 
-Legend for shapes: B batch, T time (characters of a context), C channels, H heads, D channels of a head, V vocabulary.
+A GPT is a stack of two ideas: attention between the characters, and a small network at each. What stands where:
+
+    the lecture     settings · text · averaging the past · models, simplest first · loss and writing · training
+    the lessons     the optimizer that saves two thirds of the steps · another text · where the heads look
+    the workshop    settings and flags · text of any size · checkpoints · devices · console · figures · command line
+
+Shapes: B batch, T time (characters of a context), C channels, H heads, D channels of a head, V vocabulary.
 Losses are in nats per character.
 """
 
 import argparse
+import atexit
 import codecs
 import contextlib
+import copy
 import csv
 import gc
 import hashlib
@@ -23,13 +30,14 @@ import io
 import json
 import math
 import os
-import pickle
 import re
 import signal
 import sys
 import textwrap
+import threading
 import time
 import warnings
+from collections import namedtuple
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -41,144 +49,78 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
-class UserError(Exception):
-    """A mistake that the user can mend: `main` prints it as one line and exits with status 2."""
+class UserError(ValueError):
+    """A mistake that the user can mend; the command line prints it as one line and exits with status 2."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Configuration: every setting stands here once; flags, help, validation and checkpoints derive from it
+# Settings: each stands here once; flags, help, checks and checkpoints derive from it
 
 
-def option(default, help, *short, group, choices=None, low=None, high=None, fixed=False):
-    """A dataclass field that knows its flag. `fixed` ones belong to a model and cannot change once it is trained."""
-    meta = dict(help=help, short=short, group=group, choices=choices, low=low, high=high, fixed=fixed)
+def setting(group, default, help, *names, what=None, low=0, high=10**15, choices=None, fixed=None):
+    """A field of Config that knows its flag. `fixed` ones belong to a model and cannot change once it is trained."""
+    fixed = group == "model" if fixed is None else fixed
+    meta = dict(group=group, help=help, names=names, what=what, low=low, high=high, choices=choices, fixed=fixed)
     return field(default=default, metadata=meta)
 
 
 # fmt: off
 @dataclass
 class Config:
-    input_file: str = option("input.txt", "text file (UTF-8), of any size", "-i", group="data")
+    """All settings of a run. Where the default is None, the preset's row decides, and says who uses the setting."""
 
-    model = partial(option, group="model", fixed=True)
-    preset: str = model("auto", "a set of defaults, see the list below (auto: mini, or baby on a graphics card)")
-    block_size: int = model(64, "context length in characters", low=1, high=65_536)
-    n_layer: int = model(4, "number of layers", low=1, high=1024)
-    n_head: int = model(4, "number of attention heads", low=1, high=1024)
-    n_embd: int = model(128, "channels of the embedding, and of the Transformer throughout", low=1, high=65_536)
-    lookback: int = model(4, "embeddings of so many last characters are summed (GPT-2: 1)", low=1, high=64)
-    positions: str = model("rotary", "how heads know distances (GPT-2: learned)", choices=("rotary", "learned"))
-    norm: str = model("rms", "what every sublayer's input goes through (GPT-2: layer)", choices=("rms", "layer"))
-    activation: str = model("relu2", "what makes the network non-linear (GPT-2: gelu)", choices=("relu2", "gelu"))
-    tied: bool = model(False, "the head shares the token embedding's weights (GPT-2: yes)")
-    dropout: float = option(0.0, "share of activations dropped while training", group="model", low=0, high=0.99)
+    input_file: str = setting("data", "input.txt", "text file (UTF-8), of any size", "-i", what="FILE")
 
-    train = partial(option, group="training")
-    max_steps: int = train(2000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
-    batch_size: int = train(24, "contexts per step, those of all processes together", "-b", low=1, high=1_000_000)
-    grad_accum: int = train(0, "pieces to cut each process's share of the batch into (0: as memory needs)", low=0)
-    learning_rate: float = train(0.03, "peak learning rate", "-l", low=0)
-    weight_decay: float = train(0.0, "decoupled weight decay of the matrices", "-w", low=0)
-    optimizer: str = train("muon", "how gradients become steps", choices=("muon", "adamw"), fixed=True)
-    schedule: str = train("linear", "how the rate falls: to zero, or (step) to a tenth for the last quarter",
-                          choices=("cosine", "linear", "step", "constant"))
-    warmup_steps: int = train(0, "steps in which the learning rate climbs to its peak", low=0)
-    decay_steps: int = train(0, "where the schedule ends (0: --max-steps, or the preset's default if more)", low=0)
-    grad_clip: float = train(0.0, "longest gradient allowed, as a norm (0: any)", low=0)
-    patience: int = train(0, "stop after so many evaluations without a new best (0: never)", low=0)
-    seed: int = train(1337, "seed of first weights, batches, dropout and samples", low=0, high=2**63 - 1, fixed=True)
-    init_from: str = train("", "begin with the weights of this model.pt; new characters of the text are learned")
+    preset: str = setting("model", "auto", "defaults, see the list below (auto: baby on a GPU, else mini)", what="NAME")
+    block_size: int = setting("model", 64, "context length in characters", low=1, high=65_536)
+    n_layer: int = setting("model", None, "number of layers", low=1, high=1024)
+    n_head: int = setting("model", None, "number of attention heads", low=1, high=1024)
+    n_embd: int = setting("model", None, "channels of the embedding, and throughout", low=1, high=65_536)
+    lookback: int = setting("model", None, "how many last characters' embeddings are summed (GPT-2: 1)", low=1, high=64)
+    positions: str = setting("model", None, "how heads know distances (GPT-2: learned)", choices=("rotary", "learned"))
+    norm: str = setting("model", None, "what each sublayer begins with (GPT-2: layer)", choices=("rms", "layer"))
+    activation: str = setting("model", None, "what makes the MLP non-linear (GPT-2: gelu)", choices=("relu2", "gelu"))
+    tied: bool = setting("model", None, "the head shares the token embedding's weights (GPT-2: yes)")
+    dropout: float = setting("model", None, "share of activations dropped while training", high=0.99, fixed=False)
 
-    sampling = partial(option, group="sampling")
-    num_samples: int = sampling(1, "how many texts to write", low=0, high=1_000_000)
-    max_new_tokens: int = sampling(500, "characters per text", low=0)
-    temperature: float = sampling(0.8, "below 1 tamer than the model, above 1 wilder; 0: always the likeliest", low=0)
-    top_k: int = sampling(0, "choose among the k likeliest characters only (0: all)", low=-1)
-    top_p: float = sampling(1.0, "choose among the likeliest characters that make up this probability", low=0, high=1)
-    prompt: str = sampling("", "text to go on from, or FILE:path to read it from a file")
+    max_steps: int = setting("training", 2000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
+    batch_size: int = setting("training", 24, "contexts per step, of all processes together", "-b", low=1, high=10**6)
+    grad_accum: int = setting("training", 0, "micro-batches that each process's share is cut into (0: as memory needs)")
+    learning_rate: float = setting("training", 0.03, "peak learning rate", "-l", high=1e30)
+    weight_decay: float = setting("training", 0.0, "decoupled weight decay of the matrices", "-w")
+    optimizer: str = setting("training", None, "how gradients become steps", choices=("muon", "adamw"), fixed=True)
+    schedule: str = setting("training", "linear", "how the rate falls: to zero, or (step) to a tenth for the last "
+                            "quarter", choices=("cosine", "linear", "step", "constant"))
+    warmup_steps: int = setting("training", 0, "steps in which the learning rate climbs to its peak")
+    decay_steps: int = setting("training", 0, "where the schedule ends (0: --max-steps, or the preset's if more)")
+    grad_clip: float = setting("training", 0.0, "longest gradient allowed, as a norm (0: any)")
+    patience: int = setting("training", 0, "stop after so many evaluations without a new best (0: never)")
+    eval_interval: int = setting("training", 0, "steps between evaluations (0: a tenth of the run)")
+    seed: int = setting("training", 1337, "of weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
 
-    run = partial(option, group="run")
-    work_dir: str = run("out", "folder for model.pt, last.pt, tokens.bin, log.csv and figures", "-o")
-    device: str = run("auto", "auto, cpu, cuda, cuda:N or mps")
-    dtype: str = run("auto", "arithmetic of the layers", choices=("auto", "float32", "bfloat16", "float16"))
-    compile: str = run("auto", "let torch.compile fuse the layers", choices=("auto", "on", "off"))
-    eval_interval: int = run(0, "steps between evaluations (0: a tenth of the run)", low=0)
-    eval_chars: int = run(200_000, "characters an evaluation looks at, evenly spread over the part (0: all)", low=0)
+    num_samples: int = setting("sampling", 1, "how many texts to write", high=10**6)
+    max_new_tokens: int = setting("sampling", 500, "characters per text")
+    temperature: float = setting("sampling", 0.8, "below 1 tamer than the model, above 1 wilder; 0: the likeliest")
+    top_k: int = setting("sampling", 0, "choose among the k likeliest characters only (0: all)", low=-1)
+    top_p: float = setting("sampling", 1.0, "choose among the likeliest that make up this probability", high=1)
+    prompt: str = setting("sampling", "", "text to go on from, or FILE:path to read it", "--prefix", what="TEXT")
 
-    mode = partial(option, group="instead of training a new model")
-    resume: bool = mode(False, "go on from last.pt in the work folder, exactly")
-    sample_only: bool = mode(False, "write from model.pt in the work folder")
-    eval: str = mode("", "score this file with model.pt in the work folder")
-    attention: str = mode("", "draw where the heads of model.pt look while reading this text: attention.png")
+    work_dir: str = setting("run", "", "folder for checkpoints, log and figures [out]", "-o", what="FOLDER")
+    device: str = setting("run", "auto", "auto, cpu, cuda, cuda:N or mps", what="DEVICE")
+    dtype: str = setting("run", "auto", "arithmetic of the layers", choices=("auto", "float32", "bfloat16", "float16"))
+    compile: str = setting("run", "auto", "let torch.compile fuse the layers", choices=("auto", "on", "off"))
+    eval_chars: int = setting("run", 200_000, "characters an evaluation looks at, evenly spread (0: all)")
 
-    del model, train, sampling, run, mode
+    resume: bool = setting("mode", False, "go on from last.pt in the work folder, exactly")
+    init_from: str = setting("mode", "", "begin with the weights of this model.pt", what="FILE")
+    sample_only: bool = setting("mode", False, "write from model.pt in the work folder")
+    eval: str = setting("mode", "", "score this file with model.pt in the work folder", what="FILE")
+    attention: str = setting("mode", "", "draw where the heads of model.pt look while they read this", what="TEXT")
 # fmt: on
 
 
-def parse_args(argv, program, description, epilog, config_class):
-    """Return the settings that were given explicitly on the command line, as a dict of field name to value."""
-
-    class OneLine(argparse.ArgumentParser):
-        def error(self, message):
-            raise UserError(f"{message} (see --help)")
-
-    class Layout(argparse.RawDescriptionHelpFormatter):
-        def __init__(self, prog):
-            super().__init__(prog, max_help_position=30, width=120)
-
-    parser = OneLine(program, description=description, epilog=epilog, formatter_class=Layout, allow_abbrev=False)
-    groups = {
-        title: parser.add_argument_group(title)
-        for title in dict.fromkeys(f.metadata["group"] for f in fields(config_class))
-    }
-    for f in fields(config_class):
-        names = ["--" + f.name.replace("_", "-"), *f.metadata["short"]]
-        how = dict(default=argparse.SUPPRESS, help=f.metadata["help"])
-        if isinstance(f.default, bool):
-            how["action"] = argparse.BooleanOptionalAction if f.metadata["group"] == "model" else "store_true"
-        else:
-            how |= dict(type=type(f.default), choices=f.metadata["choices"])
-            how["help"] += f" [{f.default}]" * (f.default not in ("", 0))
-            how["metavar"] = None if how["choices"] else f.name.split("_")[-1].upper()
-        groups[f.metadata["group"]].add_argument(*names, **how)
-    # --max_steps is as good as --max-steps
-    argv = [
-        flag.replace("_", "-") + eq + value if flag.startswith("--") else flag + eq + value
-        for flag, eq, value in (arg.partition("=") for arg in argv)
-    ]
-    return vars(parser.parse_args(argv))
-
-
-def check_ranges(given, config_class):
-    """Raise UserError for the first setting given that is outside what its field allows; defaults may be special."""
-    for f in fields(config_class):
-        value, low, high = given.get(f.name, f.default), f.metadata["low"], f.metadata["high"]
-        flag = "--" + f.name.replace("_", "-")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag} {value}: must be a finite number")
-        if f.name in given and low is not None and value < low:
-            raise UserError(f"{flag} {value}: must be at least {low}")
-        if f.name in given and high is not None and value > high:
-            raise UserError(f"{flag} {value}: must be at most {high}")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# Text: encoded once, piece by piece, to a file of small integers of which only what is needed is ever in memory
-
-
-def read_text(path):
-    """Return the file's text, or raise UserError that says what is wrong with it."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    if b"\0" in raw[:1_000_000]:
-        raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff")  # Windows likes to put a byte order mark there
-    except UnicodeDecodeError as e:
-        line = raw.count(b"\n", 0, e.start) + 1
-        raise UserError(f"{path} is not UTF-8: line {line}, byte {e.start} is 0x{raw[e.start]:02x}") from None
+# Text: an array of tokens; a batch is rows of it
 
 
 @dataclass
@@ -192,20 +134,950 @@ class Vocab:
 
     def encode(self, text):
         """Text to an array of tokens (N,). Raises UserError that names the characters it does not know."""
-        alphabet = np.array([ord(c) for c in self.chars], dtype=np.uint32)
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        alphabet, codes = codes_of(self.chars), codes_of(text)
         tokens = np.searchsorted(alphabet, codes)
-        unknown = alphabet[np.minimum(tokens, len(alphabet) - 1)] != codes
-        if unknown.any():
-            names = " ".join(repr(chr(c)) for c in np.unique(codes[unknown])[:20])
-            raise UserError(f"unknown to this model: {names}; it knows {self.chars!r}")
+        if unknown := sorted(set(text) - set(self.chars)):
+            raise UserError(f"unknown to this model: {' '.join(map(repr, unknown[:20]))}; it knows {self.chars!r}")
         return tokens
 
     def decode(self, tokens):
         return "".join(self.chars[t] for t in tokens)
 
 
+class Text:
+    """Tokens, and the parts of them: the first 90 % to learn from, the rest to be judged on."""
+
+    def __init__(self, tokens, vocab, digest=""):
+        n, n1 = len(tokens), int(0.9 * len(tokens))
+        self.tokens, self.vocab, self.digest = tokens, vocab, digest
+        self.parts = {"train": (0, n1), "val": (n1, n), "all": (0, n)}  # first token, last token + 1
+
+    def rows(self, starts, length):
+        """Tokens (B, length) that begin at `starts` (B,), as a tensor."""
+        return torch.from_numpy(self.tokens[np.asarray(starts)[:, None] + np.arange(length)].astype(np.int64))
+
+    def batch(self, starts, block_size, device):
+        """starts (B,) -> inputs (B, T) and targets (B, T), the same one character later."""
+        rows = self.rows(starts, block_size + 1)
+        if device.type == "cuda":
+            rows = rows.pin_memory().to(device, non_blocking=True)  # the copy runs while the GPU computes
+        return rows[:, :-1].to(device), rows[:, 1:].to(device)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention, four times the same: how the lecture gets from an average to a head
+
+
+def average_by_loops(x):
+    """Every position's mean over itself and its past: (B, T, C) -> (B, T, C), as one would say it."""
+    return torch.stack([x[:, : t + 1].mean(1) for t in range(x.shape[1])], 1)
+
+
+def average_by_matmul(x):
+    """The same as a product with a lower triangle whose rows sum to one."""
+    T = x.shape[1]
+    weights = torch.tril(torch.ones(T, T))
+    return (weights / weights.sum(1, keepdim=True)) @ x  # (T, T) @ (B, T, C)
+
+
+def average_by_softmax(x):
+    """The same as a softmax over zeros, the future masked: now the zeros may become anything."""
+    T = x.shape[1]
+    weights = torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
+    return weights @ x
+
+
+def attend(q, k, v, scale):
+    """Attention written out: the scores q·k decide how much of each earlier v is averaged (Vaswani et al. 2017).
+
+    q, k, v are (B, H, T, D). Returns the averages (B, H, T, D) and the weights (B, H, T, T), whose rows sum to one.
+    With q = 0 all scores are equal: the fourth way to average the past.
+    """
+    T, S = q.shape[-2], k.shape[-2]  # a query at the end of S keys sees all of them, the one before it one less, ...
+    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
+    weights = (scale * q @ k.mT).masked_fill(future, -math.inf).softmax(-1)  # (B, H, T, S)
+    return weights @ v, weights
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models, simplest first. A class takes (config, vocab_size), and tokens (B, T) to logits (B, T, V) for what comes next.
+
+
+class Bigram(nn.Module):
+    """A table: the next character from the current one. What it cannot do is what the GPT is for."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(torch.zeros(vocab_size, vocab_size), freeze=False)
+
+    def forward(self, idx):
+        return self.table(idx)  # (B, T, V)
+
+
+class Norm(nn.Module):
+    """Give each position's channels a common scale: by their root mean square (Zhang & Sennrich 2019) or LayerNorm."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.shape = (config.n_embd,)
+        self.gain = nn.Parameter(torch.ones(self.shape)) if config.norm == "layer" else None
+
+    def forward(self, x):
+        return F.rms_norm(x, self.shape) if self.gain is None else F.layer_norm(x, self.shape, self.gain)
+
+
+class Rotary(nn.Module):
+    """Turn pairs of channels by an angle that grows with the position: q·k then knows distances (Su et al. 2021).
+
+    q and k are brought to unit scale first (Henry et al. 2020): scores stay in a range in which softmax still learns.
+    """
+
+    def __init__(self, block_size, head_size):
+        super().__init__()
+        frequency = 1000.0 ** -torch.linspace(0, 1, head_size // 2 + 1)[:-1]  # from once around in 6 characters to 6000
+        angle = torch.arange(block_size)[:, None] * frequency  # (T, D/2)
+        self.register_buffer("cos", angle.cos()[:, None], persistent=False)
+        self.register_buffer("sin", angle.sin()[:, None], persistent=False)
+
+    def forward(self, x, start):  # (B, T, H, D)
+        cos, sin = self.cos[start : start + x.shape[1]], self.sin[start : start + x.shape[1]]
+        a, b = F.rms_norm(x, x.shape[-1:]).chunk(2, -1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """A matrix without bias; `zero` says that it starts at zero, see `initialise`."""
+
+    def __init__(self, n_in, n_out, zero=False):
+        super().__init__(n_in, n_out, bias=False)
+        self.zero = zero
+
+
+class CausalSelfAttention(nn.Module):
+    """All heads of a layer at once: every position takes a weighted average of itself and the earlier ones."""
+
+    def __init__(self, config, rotary):
+        super().__init__()
+        self.n_head, self.dropout, self.rotary = config.n_head, config.dropout, rotary
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd, zero=True)
+        self.weights = None  # set to a list, it makes forward leave the attention weights there: see attention_maps
+
+    def forward(self, x, start=0, cache=None):
+        B, T, C = x.shape
+        qkv = self.qkv(x)
+        if x.device.type == "cpu" and qkv.dtype == torch.bfloat16:
+            qkv = qkv.float()  # processors multiply much faster in bfloat16, but the attention kernel there is slower
+        q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # (B, T, H, D) each
+        if self.rotary:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        if cache is not None:
+            keys, values = cache  # (B, H, block_size, D), filled up to `start`
+            keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
+            k, v = keys[:, :, : start + T], values[:, :, : start + T]
+        dropout = self.dropout if self.training else 0.0
+        if self.weights is not None or 1 < T < k.shape[2]:  # the kernel's causal mask is for as many queries as keys
+            y, weights = attend(q, k, v, q.shape[-1] ** -0.5)
+            if self.weights is not None:
+                self.weights.append(weights)
+        else:  # the same in one kernel that never writes the (T, T) weights down (Dao et al. 2022)
+            with torch.autocast("cpu", enabled=False):  # or it would turn the float32 from above back
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    """A small network at each position. relu², a relu squared, learns faster than gelu (So et al. 2021)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.activation = config.activation
+        self.up = Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = Linear(4 * config.n_embd, config.n_embd, zero=True)
+
+    def forward(self, x):
+        x = self.up(x)  # (B, T, 4 C)
+        return self.proj(F.relu(x).square() if self.activation == "relu2" else F.gelu(x))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Attention between the positions, then an MLP at each; both are added to their input (residual connections)."""
+
+    def __init__(self, config, rotary):
+        super().__init__()
+        self.norm1, self.attn = Norm(config), CausalSelfAttention(config, rotary)
+        self.norm2, self.mlp = Norm(config), MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, start=0, cache=None):
+        x = x + self.dropout(self.attn(self.norm1(x), start, cache))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+def initialise(model, table_std=0.3):
+    """First weights, by kind. Every sublayer starts as the identity, the head at a loss of ln V: both end in zeros."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=table_std)
+        elif isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.0 if getattr(layer, "zero", False) else 0.6 * layer.in_features**-0.5)
+
+
+@dataclass
+class Cache:
+    """What the layers have computed of a text so far, so that one more character costs one position's work."""
+
+    recent: torch.Tensor  # (B, lookback - 1), the last tokens
+    layers: list  # keys and values of each layer, (B, H, block_size, D) each
+    length: int = 0
+
+
+class GPT(nn.Module):
+    """A decoder-only Transformer (Radford et al. 2019), with what has been learned since; see the flags for GPT-2's."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        head_size, rest = divmod(config.n_embd, config.n_head)
+        if rest:
+            raise UserError(f"--n-embd {config.n_embd} does not divide among --n-head {config.n_head}: take a multiple")
+        if config.positions == "rotary" and head_size % 2:
+            raise UserError(f"rotary positions turn pairs: {config.n_embd} / {config.n_head} channels per head is odd")
+        self.block_size, self.n_head, self.padding = config.block_size, config.n_head, vocab_size
+        self.token = nn.Embedding(vocab_size, config.n_embd)
+        self.earlier = nn.ModuleList(nn.Embedding(vocab_size + 1, config.n_embd) for _ in range(config.lookback - 1))
+        rotary = Rotary(config.block_size, head_size) if config.positions == "rotary" else None
+        self.position = None if rotary else nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
+        self.norm = Norm(config)
+        self.head = Linear(config.n_embd, vocab_size, zero=True)
+        initialise(self, table_std=0.02 if config.tied else 0.3)  # small where the table is the head, too
+        if config.tied:
+            self.head.weight = self.token.weight
+
+    def new_cache(self, batch_size):
+        device, C = self.token.weight.device, self.token.weight.shape[1]
+        shape = (batch_size, self.n_head, self.block_size, C // self.n_head)
+        layers = [(torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in self.blocks]
+        return Cache(torch.full((batch_size, len(self.earlier)), self.padding, device=device), layers)
+
+    def embed(self, idx, recent, start):
+        """Tokens (B, T) -> (B, T, C): the sum of an embedding for each of the last `lookback` characters.
+
+        What stands two characters back need not be fetched by attention first: with this, the first layer already
+        knows the word it is in (after the smear and n-gram embeddings of the nanoGPT speed runs, 2025).
+        """
+        T, n = idx.shape[1], len(self.earlier)
+        x = self.token(idx)
+        past = torch.cat((recent, idx), 1)  # (B, n + T)
+        for back, table in enumerate(self.earlier, 1):
+            x = x + table(past[:, n - back : n - back + T])
+        return x if self.position is None else x + self.position.weight[start : start + T]
+
+    def forward(self, idx, cache=None):
+        """Logits (B, T, V). With a cache, idx goes on where the last call ended."""
+        start = 0 if cache is None else cache.length
+        recent = idx.new_full((len(idx), len(self.earlier)), self.padding) if cache is None else cache.recent
+        x = self.dropout(self.embed(idx, recent, start))  # (B, T, C)
+        for i, block in enumerate(self.blocks):
+            x = block(x, start, None if cache is None else cache.layers[i])
+        if cache is not None:
+            cache.recent = torch.cat((recent, idx), 1)[:, idx.shape[1] :]
+            cache.length += idx.shape[1]
+        return self.head(self.norm(x))  # (B, T, V)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the registry: the class, a line about it, and the settings that it uses with their defaults."""
+
+    model: type
+    about: str
+    defaults: dict
+
+
+SIZE = dict(n_layer=4, n_head=4, n_embd=128, dropout=0.0)
+OURS = dict(lookback=4, positions="rotary", norm="rms", activation="relu2", tied=False)
+GPT2 = dict(lookback=1, positions="learned", norm="layer", activation="gelu", tied=True)
+ADAMW = dict(optimizer="adamw", learning_rate=3e-3, warmup_steps=100, weight_decay=0.1)
+
+# fmt: off
+PRESETS = {
+    "bigram": Entry(Bigram, "a table of what follows what: the baseline",
+                    dict(batch_size=64, max_steps=1000, learning_rate=0.05)),
+    "mini": Entry(GPT, "0.8M parameters: good text in two minutes on two cores",
+                  {**SIZE, **OURS, "optimizer": "muon", "block_size": 128, "batch_size": 12, "max_steps": 1200}),
+    "gpt2": Entry(GPT, "GPT-2's recipe at mini's size, to compare with",
+                  {**SIZE, **GPT2, **ADAMW, "batch_size": 12, "max_steps": 2000, "learning_rate": 1e-3,
+                   "schedule": "cosine", "grad_clip": 1.0}),
+    "baby": Entry(GPT, "10.7M parameters, for any graphics card with 8 GB, or less with more patience",
+                  {**OURS, "optimizer": "muon", "n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256,
+                   "dropout": 0.2, "batch_size": 64, "max_steps": 2000}),
+    "large": Entry(GPT, "51M parameters, for much text and a card with 24 GB",
+                   {**OURS, "optimizer": "muon", "n_layer": 16, "n_head": 8, "n_embd": 512, "block_size": 512,
+                    "dropout": 0.1, "batch_size": 64, "max_steps": 10_000}),
+}
+# fmt: on
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loss, evaluation, writing: exact, in eval mode, and without touching the random numbers of training
+
+
+def cross_entropy(logits, targets, reduction="mean"):
+    """Negative log-likelihood of the targets in nats; targets of -1 do not count. The one loss for all models."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+
+@contextlib.contextmanager
+def inference(model):
+    """Eval mode and no gradients, for as long as it lasts."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def windows(low, high, block_size, limit=0):
+    """Yield (starts, length) of contexts that cover the tokens low..high side by side, in batches.
+
+    If these are more than `limit` characters (0: any), only so many are taken, evenly spread, and always the same.
+    """
+    count = high - low - 1  # the first token has nothing before it to be predicted from
+    n, rest = divmod(count, block_size)
+    starts = low + block_size * np.arange(n)
+    if limit and count > limit:
+        starts, rest = np.linspace(low, high - 1 - block_size, max(1, limit // block_size)).astype(np.int64), 0
+    at_once = max(1, 8192 // block_size)
+    for i in range(0, len(starts), at_once):
+        yield starts[i : i + at_once], block_size
+    if rest:
+        yield np.array([high - 1 - rest]), rest
+
+
+def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
+    """Logits (B, V) to probabilities (B, V) by temperature, top-k and top-p (Holtzman et al. 2020)."""
+    if temperature < 1e-10:  # 0, or as good as 0
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no overflow, however small the temperature
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    probs = logits.softmax(-1)
+    if top_p < 1:
+        ranked, order = probs.sort(descending=True, dim=-1)
+        likelier = ranked.cumsum(-1) - ranked  # the probability of all that is likelier
+        ranked[:, 1:][likelier[:, 1:] >= top_p] = 0  # the likeliest always stays
+        probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
+    return probs
+
+
+def continuation(model, idx, config, cached=True):
+    """Yield the next tokens (B,) of the texts idx (B, T), config.max_new_tokens times.
+
+    With the cache a character costs one position's work. A context that is full starts afresh with its latter half, so
+    that the model always sees between half and all of its block_size; without the cache it sees the very same.
+    """
+    device, size = next(model.parameters()).device, config.block_size
+    generator = torch.Generator().manual_seed(config.seed)
+    seen = fresh = idx[:, -size:].to(device)
+    new_cache = model.new_cache if cached and hasattr(model, "new_cache") else lambda batch_size: None
+    cache = new_cache(len(idx))
+    with inference(model):
+        for _ in range(config.max_new_tokens):
+            if seen.shape[1] > size:
+                seen = fresh = seen[:, -max(1, size // 2) :]
+                cache = new_cache(len(idx))
+            logits = (model(seen) if cache is None else model(fresh, cache))[:, -1]  # (B, V)
+            probs = next_token_probs(logits.float().cpu(), config.temperature, config.top_k, config.top_p)
+            token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
+            yield token[:, 0]
+            fresh = token.to(device)
+            seen = torch.cat((seen, fresh), 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training, and all that one does with a model: a Run holds together what belongs together
+
+
+class Run:
+    """A model, its alphabet, its settings and its folder: what the command line and a notebook both work with.
+
+    `config`, `vocab`, `model` and `device` are always there; `data` is the Text, empty until it is asked for; `folder`
+    is None where nothing is to be written; `optimizers`, `generator` and `progress` belong to training.
+    """
+
+    def __init__(self, config, data, model, plan, verbose=False):
+        self.config, self.data, self.vocab = config, data, data.vocab
+        self.plan, self.device, self.processes = plan, plan.device, plan.processes
+        self.model = self.net = model.to(self.device)  # net: the model as training calls it, compiled, say
+        self.folder = Path(config.work_dir) if config.work_dir else None
+        self.progress, self.console = Progress(), Console(self, verbose and self.processes.rank == 0)
+        self.optimizers, self.scaler, self.memory = [], None, {}  # memory: checkpoints, where there is no folder
+        self.generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
+
+    def evaluate(self, part="val", text=None):
+        """The mean loss over a part ("train" or "val") in nats per character; config.eval_chars of them, 0: all."""
+        losses = [(x.item(), n) for x, n in self.losses(text or text_of(self), part, self.config.eval_chars, "sum")]
+        total, count = self.processes.sum(sum(x for x, _ in losses), sum(n for _, n in losses))
+        return total / count
+
+    def score(self, text):
+        """The loss in nats of each character after the first, an array (T - 1,), in windows of block_size."""
+        losses = self.losses(Text(self.vocab.encode(text), self.vocab), "all", 0, "none")
+        return torch.cat([loss for loss, _ in losses]).float().cpu().numpy()
+
+    def losses(self, text, part, limit, reduction):
+        """Yield the loss of every batch of windows and its number of characters; each process takes its share."""
+        batches = list(windows(*part_of(text, part), self.config.block_size, limit))
+        with inference(self.model):
+            for starts, length in batches[self.processes.rank :: self.processes.size]:
+                x, y = text.batch(starts, length, self.device)
+                with self.plan.autocast():
+                    loss = cross_entropy(self.model(x), y, reduction=reduction)
+                yield loss, y.numel()
+
+    def stream(self, prompt=None, max_new_tokens=None, **settings):
+        """Yield the prompt, then a character at a time. Settings: temperature, top_k, top_p, seed; else as `config`."""
+        c, prompt, tokens = self.wishes(prompt=prompt, max_new_tokens=max_new_tokens, **settings)
+        yield prompt
+        for token in continuation(self.model, tokens[None], c):
+            yield self.vocab.decode(token)
+
+    def generate(self, prompt=None, max_new_tokens=None, num_samples=None, **settings):
+        """The prompt and what follows as a string; with num_samples, a list of so many. Settings as for `stream`."""
+        if num_samples is None:
+            return "".join(self.stream(prompt, max_new_tokens, **settings))
+        given = dict(prompt=prompt, max_new_tokens=max_new_tokens, num_samples=num_samples)
+        c, prompt, tokens = self.wishes(**given, **settings)
+        idx = tokens.expand(c.num_samples, -1)
+        rows = torch.stack([idx[:, 0], *continuation(self.model, idx, c)], 1)[:, 1:] if c.num_samples else idx
+        return [prompt + self.vocab.decode(row) for row in rows.tolist()]
+
+    def wishes(self, *, num_samples=None, temperature=None, top_k=None, top_p=None, seed=None, **given):
+        """The config with these settings, the prompt that it names, and that as tokens (T,)."""
+        given |= dict(num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        c = replace(self.config, **check_settings(given))
+        return c, *read_prompt(c.prompt, self.vocab)
+
+    def attention(self, text):
+        """The attention weights while reading a text, an array (n_layer, n_head, T, T); row t is where t looks."""
+        if not 0 < len(text) <= self.config.block_size:
+            raise UserError(f"attention is looked at over 1 to {self.config.block_size} characters, not {len(text)}")
+        return attention_maps(self.model, torch.from_numpy(self.vocab.encode(text)).to(self.device)).numpy()
+
+    def train(self, **settings):
+        """Learn until max_steps, patience or Ctrl-C, and end with the best weights on val; call it again to go on."""
+        begin(self, settings)
+        with StopOnSignal() as self.stop:
+            while not self.over():
+                if self.due():
+                    self.checkpoint()  # evaluate, keep the best, save, report
+                else:
+                    self.learn()  # batch, forward, backward, step
+            if not self.evaluated():
+                self.checkpoint()
+        self.processes.sum(0)  # until everything is written
+        self.model.load_state_dict(weights_of(stored(self, "model.pt")))
+        self.model.eval()
+        return self
+
+    def over(self):
+        c, p = self.config, self.progress
+        waited = sum(row[0] > p.best_step for row in p.history)
+        return self.processes.stopped(self) or 0 <= c.max_steps <= p.step or 0 < c.patience <= waited
+
+    def due(self):
+        return self.progress.step % self.interval == 0 and not self.evaluated()
+
+    def evaluated(self):
+        return bool(self.progress.history) and self.progress.history[-1][0] == self.progress.step
+
+    def draw(self):
+        """The micro-batches of a step: all processes draw the same contexts, and each takes its share."""
+        c, share, (low, high) = self.config, self.config.batch_size // self.processes.size, self.data.parts["train"]
+        starts = low + torch.randint(high - low - c.block_size, (c.batch_size,), generator=self.generator)
+        mine = starts[self.processes.rank * share :][:share].chunk(self.micro_batches)
+        return [self.data.batch(part, c.block_size, self.device) for part in mine]
+
+    def learn(self):
+        rate, batches, losses = learning_rate(self.progress.step, self.config, self.horizon), self.draw(), []
+        for i, (x, y) in enumerate(batches, 1):
+            with self.processes.gradients(self.net, shared=i == len(batches)):
+                with self.plan.autocast():
+                    loss = cross_entropy(self.net(x), y) / len(batches)
+                self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+        if self.config.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.console.stepped(torch.stack(losses).sum())
+
+    def checkpoint(self):
+        p, train_loss = self.progress, self.processes.sum(self.console.stop_clock())[0] / self.processes.size
+        val_loss = self.evaluate("val")
+        check_finite(self, val_loss)
+        improved = val_loss < p.best_loss
+        if improved:
+            p.best_loss, p.best_step = val_loss, p.step
+        rate = learning_rate(p.step, self.config, self.horizon)
+        p.history.append([p.step, round(p.seconds, 3), train_loss, val_loss, rate])
+        keep(self, *["model.pt"] * improved, "last.pt")
+        self.console.row(improved)
+
+    def save(self, folder):
+        """Write the model as it stands into a folder, from which `load` brings it back, to use or to train on."""
+        save_run(self, folder)
+
+    @classmethod
+    def load(cls, folder, name="model.pt", verbose=False, **settings):
+        """The run that a folder holds, to write, score, evaluate or train on; settings by keyword as for `train`."""
+        return open_run(load_checkpoint(Path(folder) / name), check_settings({**settings, "work_dir": folder}), verbose)
+
+
+# ======================================================================================================================
+# THE LESSONS: what is worth knowing beside the main road. Each can be read, or skipped, by itself.
+# ======================================================================================================================
+# The schedule, and the optimizer: where two thirds of the steps are saved
+
+
+def learning_rate(step, config, horizon):
+    """Climb for warmup_steps, then come down as --schedule says until `horizon`."""
+    climb = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    done = min(1.0, max(0, step - config.warmup_steps) / max(1, horizon - config.warmup_steps))  # from 0 to 1
+    fall = {
+        "constant": 1.0,
+        "linear": 1 - done,
+        "cosine": 0.5 + 0.5 * math.cos(math.pi * done),
+        "step": 0.1 if done >= 0.75 else 1.0,
+    }
+    return config.learning_rate * climb * fall[config.schedule]
+
+
+def orthogonalise(g, iterations=3):
+    """Matrices (N, R, C) to about the nearest ones whose singular values are all 1, by products alone.
+
+    Newton-Schulz: an odd polynomial of X, a X + b (X Xᵀ) X + c (X Xᵀ)² X, acts on each singular value alone. The
+    coefficients, one triple per iteration, push them toward 1 as fast as can be ("Polar Express", Amsel et al. 2025).
+    """
+    if g.shape[-2] > g.shape[-1]:
+        return orthogonalise(g.mT, iterations).mT
+    x = g / (1.02 * g.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value above 1
+    a = x @ x.mT  # (N, R, R)
+    product = None
+    for i, (c1, c3, c5) in enumerate(POLAR_EXPRESS[:iterations]):
+        q = torch.baddbmm(a, a, a, beta=c3, alpha=c5)
+        q.diagonal(dim1=-2, dim2=-1).add_(c1)
+        # all that happens to X is a product of such q, so X itself, up to four times as wide, can wait for the end
+        product = q if product is None else q @ product
+        if i < iterations - 1:
+            a = q @ a @ q
+    return product @ x
+
+
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024): every direction in a matrix moves by the same amount.
+
+    A gradient's few large singular values drown all others, and the rare things of a text are among the others. For
+    the matrices inside a network only; embeddings, gains and the head are AdamW's. The matrices of one shape go through
+    the products together, and in float32, which old GPUs and processors do faster than bfloat16.
+    """
+
+    def __init__(self, params, lr, weight_decay=0.0, momentum=0.9):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group["params"]:
+                by_shape.setdefault(p.shape, []).append(p)
+            for (rows, columns), params in by_shape.items():
+                grads = [p.grad for p in params]
+                buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+                nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])  # a look ahead (Nesterov 1983)
+                update = orthogonalise(torch.stack(nesterov))  # (N, rows, columns)
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                step_size = -group["lr"] * max(1, rows / columns) ** 0.5  # as much change in the output for any shape
+                torch._foreach_add_(params, update.unbind(), alpha=step_size)
+
+
+def make_optimizers(model, config):
+    """A list of optimizers; each group's `scale` says how its rate relates to --learning-rate.
+
+    What a parameter is decides: Muon takes the matrices of Linear layers, except model.head; embeddings come next.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not getattr(model, "head", None)]
+    inner, tables = {id(m.weight) for m in layers}, {id(m.weight) for m in model.modules() if type(m) is nn.Embedding}
+    parameters = list(model.parameters())  # a tied weight counts once
+    if config.optimizer == "muon" and inner:
+        rest = [p for p in parameters if id(p) not in inner | tables]
+        groups = [dict(params=[p for p in parameters if id(p) in tables], scale=1.0), dict(params=rest, scale=0.7)]
+        matrices = [dict(params=[p for p in parameters if id(p) in inner], scale=1.0)]
+        muon = Muon(matrices, lr=0.0, weight_decay=config.weight_decay)
+        return [muon, torch.optim.AdamW(groups, lr=0.0, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)]
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [(matrices, config.weight_decay), (others, 0.0)]
+    groups = [dict(params=params, weight_decay=decay, scale=1.0) for params, decay in groups if params]
+    return [torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Another text: a trained model goes on with characters that it has never seen
+
+
+def transfer(model, checkpoint, chars):
+    """Copy a trained model's weights into one that knows more characters; return those that are new to it.
+
+    A dimension of another length counts characters: as many as there are, or one more, with the padding behind them.
+    """
+    old, state = checkpoint["vocab"], model.state_dict()
+    known = [chars.index(c) for c in old]
+    places = {len(old): torch.tensor(known), len(old) + 1: torch.tensor([*known, len(chars)])}
+    for name, weight in weights_of(checkpoint).items():
+        sizes = zip(weight.shape, state[name].shape, strict=True)
+        rows, *columns = (torch.arange(n) if n == m else places[n] for n, m in sizes)
+        state[name][(rows[:, None], *columns) if columns else rows] = weight
+    return "".join(c for c in chars if c not in old)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A look inside: where the heads look
+
+
+def attention_maps(model, idx):
+    """The attention weights of every layer, (n_layer, H, T, T), while reading idx (T,)."""
+    layers = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]
+    if not layers:
+        raise UserError("this model has no attention to look at")
+    for layer in layers:
+        layer.weights = []
+    try:
+        with inference(model):
+            model(idx[None])
+        return torch.stack([layer.weights[0][0] for layer in layers]).float().cpu()
+    finally:
+        for layer in layers:
+            layer.weights = None
+
+
+# ======================================================================================================================
+# THE WORKSHOP: what turns a model into a library and a program. No reader of models has to come here.
+# ======================================================================================================================
+# The library: gpt.train(...), gpt.load(...), and what a Run needs of it
+
+
+def train(data=None, verbose=False, **settings):
+    """Train a model and return its Run.
+
+    `data` is a file, or the text itself: a string with a line break in it. The settings are the flags by name and pass
+    the same checks: UserError, which is a ValueError, says what is wrong with one. Nothing is written unless work_dir
+    names a folder (so a text of any size has to fit in memory), nothing is printed unless `verbose`. Ctrl-C ends the
+    training in order; what was learned so far comes back, and run.train() goes on.
+    """
+    if isinstance(data, os.PathLike) or (isinstance(data, str) and "\n" not in data):
+        settings["input_file"], data = data, None
+    if not isinstance(data, str | None):
+        raise UserError(f"a file or a text is needed, not {data!r:.60}")
+    given = check_settings(settings)
+    if wrong := given.keys() & MODES.keys() - {"resume", "init_from"}:
+        raise UserError(f"{min(wrong)} is for the command line; in Python, load a run, which can generate, score, ...")
+    run = start_run(given, verbose, data).train()
+    if run.stop.signum == signal.SIGTERM:  # everything is saved: now it may take effect
+        signal.raise_signal(signal.SIGTERM)
+    return run
+
+
+load = Run.load
+
+
+def start_run(given, verbose=False, text=None):
+    """The run that the settings ask for: a new one, one that the work folder holds, or one that learns another text."""
+    mode, checkpoint, trained, plan = mode_of(given), None, None, None
+    if MODES[mode].opens:
+        checkpoint = load_checkpoint(given.get("init_from") or Path(given.get("work_dir", "")) / MODES[mode].opens)
+        if mode != "init_from":
+            return open_run(checkpoint, {"eval_chars": 0, **given} if mode == "eval" else given, verbose, text)
+        trained = read_config(checkpoint)
+    plan = make_plan(given)
+    if not trained and given.get("preset", "auto") == "auto":
+        given = {**given, "preset": "mini" if plan.device.type == "cpu" else "baby"}
+    config = configure(given, trained, verbose)
+    if not trained:
+        build(config, 2)  # an impossible shape is told before the text is read
+    if text is not None:  # the folder keeps what no file holds
+        config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
+        if config.work_dir:
+            write_atomic(make_work_dir(config.work_dir) / "input.txt", text.encode("utf-8", "surrogatepass"))
+            text = None
+    data = prepare_text(config, plan, checkpoint, text)
+    model = build(config, len(data.vocab))
+    run = Run(config, data, model, plan, verbose)
+    run.new_chars = transfer(model, checkpoint, data.vocab.chars) if checkpoint else ""
+    torch.manual_seed(config.seed + plan.processes.rank)  # dropout differs from process to process
+    return run
+
+
+def open_run(checkpoint, given, verbose=False, text=None):
+    """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
+    with fitting(checkpoint):
+        trained, vocab, resumed = read_config(checkpoint), Vocab(checkpoint["vocab"]), "resume" in given
+    plan = make_plan(given, trained if resumed else None)
+    config = configure(given, trained, verbose)
+    data = prepare_text(config, plan, checkpoint, text) if resumed else Text([], vocab, checkpoint["digest"])
+    with fitting(checkpoint):
+        with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
+            model = build(config, len(vocab))
+        model.load_state_dict(weights_of(checkpoint))
+        run = Run(config, data, model, plan, verbose)
+        run.progress = Progress(**checkpoint["progress"])
+        return run
+
+
+def begin(run, settings):
+    """Get ready to learn: from the start, or exactly where the run left off."""
+    if settings:
+        given = check_settings(settings)
+        if other := [name for name in given if SETTINGS[name].metadata["group"] != "training"]:
+            raise UserError(f"train() takes settings of training, not {', '.join(other)}: give them to load()")
+        run.config = configure({**given, "resume": True}, run.config, run.console.verbose)
+    c, run.data = run.config, text_of(run)
+    run.horizon = c.decay_steps or max(c.max_steps, PRESETS[c.preset].defaults.get("max_steps", Config.max_steps))
+    run.interval = c.eval_interval or max(1, (c.max_steps if c.max_steps > 0 else run.horizon) // 10)
+    run.optimizers = make_optimizers(run.model, c)
+    if run.folder:
+        make_work_dir(run.folder)
+    run.scaler = torch.amp.GradScaler("cuda", enabled=run.plan.dtype == "float16")  # keeps small gradients from 0
+    if run.progress.history:
+        restore(run, stored(run, "last.pt"))
+    run.micro_batches = micro_batches(c, len(run.vocab), run.plan.free, run.processes.size)
+    run.peak = measure_peak(run.plan) if run.console.verbose else math.inf
+    run.net = run.model.train()
+    if run.plan.compile:
+        drawn = run.generator.get_state()
+        run.net = try_compile(run.model, run.plan, run.draw()[0])
+        run.generator.set_state(drawn)
+    if run.processes.size > 1:
+        run.net = nn.parallel.DistributedDataParallel(run.net)
+    run.console.start_clock()
+
+
+def text_of(run):
+    """The text that a run was trained on: at hand, in its folder, or in the file of that name."""
+    if not len(run.data.tokens):
+        path = run.folder and run.folder / "tokens.bin"
+        if path and (read_header(path)[0] or {}).get("source", {}).get("sha256") == run.data.digest:
+            run.data = TokenFile(path)
+        else:
+            with contextlib.suppress(UserError):
+                found = text_in_memory(run.config, None, "")
+                run.data = found if found.digest == run.data.digest else run.data
+    if not len(run.data.tokens):
+        raise UserError(f"{run.config.input_file or 'the text'} is gone or has changed since this model was trained")
+    return run.data
+
+
+def part_of(text, name):
+    """Where a part of a text begins and ends."""
+    if name not in text.parts:
+        raise UserError(f"there is no part {name!r} of the text: train or val")
+    low, high = text.parts[name]
+    if high - low < 2:
+        raise UserError("a text that short cannot be scored: the first character has nothing before it")
+    return low, high
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Settings and flags: one check for both, and a word about those that nobody reads
+
+PROGRAM, KIND, ROWS = "gpt", "preset", PRESETS  # ours; what follows is the same in both trainers
+SETTINGS = {f.name: f for f in fields(Config)}
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def parse_args(argv):
+    """Return the settings that a command line gives, as a dict of name to value, or raise UserError."""
+
+    def fail(message):
+        raise UserError(f"{message} (see --help)")
+
+    argv = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), arg) for arg in argv]  # --max_steps will do
+    asked = re.search(rf"{flag(KIND)}[= ](\S+)", " ".join(argv))
+    kind = asked[1] if asked and asked[1] in ROWS else None
+    parser = argparse.ArgumentParser(
+        PROGRAM, description=__doc__.partition("\n")[0], epilog=table_of_rows(), allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=120),
+    )  # fmt: skip
+    parser.error, groups = fail, {}
+    for name, f in SETTINGS.items():
+        rules, group = f.metadata, f.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group("instead of training" if group == "mode" else group)
+        how = dict(dest=name, default=argparse.SUPPRESS, help=rules["help"] + default_text(f, kind))
+        if f.type is bool:
+            how["action"] = argparse.BooleanOptionalAction if group == "model" else "store_true"
+        else:
+            metavar = None if rules["choices"] else rules["what"] or ("N" if f.type is int else "X")
+            how |= dict(type=f.type, choices=rules["choices"], metavar=metavar)
+        groups[group].add_argument(flag(name), *rules["names"], **how)
+    given = vars(parser.parse_args(argv))
+    for name, value in given.items():
+        rules = SETTINGS[name].metadata
+        if value == "" and rules["group"] != "sampling":
+            raise UserError(f"{flag(name)} is empty: give it a value, or leave it out")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{flag(name)} {value}: must be a finite number")
+        if isinstance(value, (int, float)) and not rules["low"] <= value <= rules["high"]:
+            limit = f"least {rules['low']}" if value < rules["low"] else f"most {rules['high']}"
+            raise UserError(f"{flag(name)} {value}: must be at {limit}")
+    return given
+
+
+def check_settings(settings):
+    """Settings by name, checked as flags are: what is True is a flag alone, and None is as good as not given."""
+    flags = []
+    for name, value in settings.items():
+        if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
+            flags += [flag(name)] if value else [flag("no_" + name)] * (SETTINGS[name].metadata["group"] == "model")
+        elif value is not None or name not in SETTINGS:
+            flags.append(f"{flag(name)}={value}")
+    return parse_args(flags)
+
+
+def default_text(f, kind):
+    """What --help says of a default: that of the kind it was asked about, or else one that holds for all."""
+    if kind and f.name not in uses(kind):
+        return f" (not used by {kind})"
+    varies = any(f.name in row.defaults for row in ROWS.values())
+    default = ROWS[kind].defaults.get(f.name, f.default) if kind else None if varies else f.default
+    return "" if default is None or default == "" or default is False else f" [{default}]"
+
+
+def table_of_rows():
+    """The registry for --help: what there is, the settings that each uses and their defaults."""
+    lines = [f"{flag(KIND)} is one of these, with these defaults ({flag(KIND)} NAME --help shows them above):"]
+    for name, row in ROWS.items():
+        given = {k: v for k, v in row.defaults.items() if v is not None}.items()
+        words = (flag("no_" + k) if v is False else f"{flag(k)} {v}" for k, v in given)
+        table = textwrap.wrap(" ".join(words).replace(" True", ""), 100, break_on_hyphens=False)
+        lines += [f"  {name:<15} {row.about}", *(" " * 18 + line for line in table)]
+    return "\n".join(lines)
+
+
+def uses(kind):
+    """The settings that a kind of model reads: those that its row names, and those that have a default for all."""
+    row, training = ROWS.get(kind), {n for n, f in SETTINGS.items() if f.metadata["group"] == "training"} - {"seed"}
+    names = {n for n, f in SETTINGS.items() if f.default is not None} | (row.defaults.keys() if row else set())
+    return names - training if row is None or hasattr(row.model, "fit") else names
+
+
+def reads(mode):
+    """The settings that a mode reads. Where a trained model is opened, `fixed` ones are compared with its own."""
+    words = {mode, *MODES[mode].reads.split()}
+    compared = {n for n, f in SETTINGS.items() if MODES[mode].opens and f.metadata["fixed"]}
+    return compared | {n for n, f in SETTINGS.items() if {n, f.metadata["group"]} & words}
+
+
+def mode_of(given):
+    """What is to be done: a name in MODES."""
+    modes = [mode for mode in MODES if mode in given] or ["train"]
+    if len(modes) > 1:
+        raise UserError(f"{flag(modes[0])} and {flag(modes[1])} do not go together")
+    return modes[0]
+
+
+def heeded(given, kind, verbose):
+    """The settings given that this mode and this kind of model read; one line names the others, and who reads them."""
+    mode, ignored = mode_of(given), {}
+    for name in given:
+        if name not in reads(mode):
+            ignored[name] = [flag(m) for m in (mode, *(m for m in MODES if name in reads(m)))]
+        elif name not in uses(kind):
+            ignored[name] = [kind, *(k for k in ROWS if name in uses(k))]
+    if ignored and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
+        words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
+        line = "; ".join(words).replace("--train", "training")
+        print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=5)
+    return {name: value for name, value in given.items() if name not in ignored}
+
+
+def refuse_changes(given, trained, reason, free=()):
+    """Raise UserError where a setting contradicts what a model already is."""
+    for name in given.keys() - set(free):
+        if SETTINGS[name].metadata["fixed"] and given[name] != (old := getattr(trained, name)):
+            raise UserError(f"{flag(name)} {given[name]}: {reason} was trained with {old}; leave {flag(name)} out")
+
+
+def remembered(config, resumed):
+    """The settings of a trained model; what was for its run only is back at its default, unless that run goes on."""
+    kept = ("data", "model", "training", *["run"] * resumed)
+    return replace(config, **{n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in kept})
+
+
+def configure(given, trained=None, verbose=False):
+    """The settings given, on top of those of a trained model or else of the preset's row."""
+    kind, resumed = trained.preset if trained else given["preset"], "resume" in given
+    if not trained and kind not in PRESETS:
+        raise UserError(f"--preset {kind} is unknown: choose among {', '.join(PRESETS)}")
+    given, defaults = heeded(given, kind, verbose), PRESETS[kind].defaults
+    if trained and "init_from" not in given:  # other samples from the same model are welcome, so the seed is free
+        refuse_changes(given, trained, "the model in this folder", () if resumed else ("seed",))
+        return replace(remembered(trained, resumed), **given)
+    if trained:  # another text: the shape stays, all else is new
+        refuse_changes(given, trained, given["init_from"], ("seed", "optimizer"))
+        given = {n: getattr(trained, n) for n, f in SETTINGS.items() if f.metadata["group"] == "model"} | given
+    if given.get("optimizer") == "adamw" and defaults.get("optimizer") != "adamw":
+        defaults = {**defaults, **ADAMW}
+    return replace(Config(), **{**defaults, **given, "preset": kind})
+
+
+def check_shares(config, size):
+    """Raise UserError where the batch cannot be divided evenly among processes and micro-batches."""
+    n = max(1, config.grad_accum)
+    if config.batch_size % (size * n):
+        among = f"{size} process{'es'[: 2 * (size > 1)]} times --grad-accum {n}"
+        raise UserError(f"--batch-size {config.batch_size} does not divide evenly among {among}: take a multiple")
+
+
+def build(config, vocab_size):
+    torch.manual_seed(config.seed)
+    return PRESETS[config.preset].model(config, vocab_size)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files: read with care, written whole or not at all; a text becomes a file of small integers that is never read whole
+
 CHUNK = 2**22  # bytes in memory at a time while a text is read
+
+
+def codes_of(text):
+    """The code points of a string as an array (N,)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def read_chunks(path):
@@ -230,11 +1102,6 @@ def read_chunks(path):
                     return
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
-
-
-def codes_of(text):
-    """The code points of a string as an array (N,)."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def survey(path, tokens_path, more_chars=""):
@@ -309,486 +1176,237 @@ def encode_file(path, head, tokens_path):
         raise UserError(f"{path} changed while it was read: start again when it is finished")
 
 
-@dataclass
-class Text:
-    """Tokens, wherever they are, and the parts of them to learn from and to be judged on."""
+class TokenFile(Text):
+    """An encoded text on disk, of which only what is needed is ever in memory."""
 
-    tokens: callable  # returns the array of all tokens
-    vocab: Vocab
-    parts: dict  # name -> (first token, last token + 1)
-    digest: str = ""
+    def __init__(self, path):
+        head, offset = read_header(path)
+        self.open = partial(np.memmap, path, mode="r", dtype=head["dtype"], offset=offset, shape=head["count"])
+        super().__init__(self.open(), Vocab(head["chars"]), head["source"]["sha256"])
 
     def rows(self, starts, length):
-        """Tokens (B, length) that begin at `starts` (B,), as a tensor."""
-        # asked for anew each time: a map's pages count as this process's memory for as long as the map lives
-        return torch.from_numpy(self.tokens()[np.asarray(starts)[:, None] + np.arange(length)].astype(np.int64))
-
-    def batch(self, starts, block_size, device):
-        """starts (B,) -> inputs (B, T) and targets (B, T), the same one character later."""
-        rows = self.rows(starts, block_size + 1)
-        if device.type == "cuda":
-            rows = rows.pin_memory().to(device, non_blocking=True)  # the copy runs while the card computes
-        return rows[:, :-1].to(device), rows[:, 1:].to(device)
-
-    def draw(self, part, batch_size, block_size, generator):
-        """Random starts (B,) in a part."""
-        low, high = self.parts[part]
-        return low + torch.randint(high - low - block_size, (batch_size,), generator=generator)
+        self.tokens = self.open()  # a map's pages count as this process's memory for as long as the map lives
+        return super().rows(starts, length)
 
 
-def open_text(tokens_path):
-    """An encoded text on disk: the first 90 % to learn from, the rest to be judged on."""
-    head, offset = read_header(tokens_path)
-    n, n1 = head["count"], train_size(head["count"])
-    tokens = partial(np.memmap, tokens_path, mode="r", dtype=head["dtype"], offset=offset, shape=n)
-    return Text(tokens, Vocab(head["chars"]), {"train": (0, n1), "val": (n1, n)}, head["source"]["sha256"])
+def text_in_memory(config, text, more_chars):
+    """The text given, or that of config.input_file, as a Text whose alphabet has at least more_chars."""
+    text = "".join(read_chunks(config.input_file)) if text is None else re.sub("\r\n?", "\n", text)
+    vocab = Vocab("".join(sorted(set(text) | set(more_chars))))
+    return Text(vocab.encode(text), vocab, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
 
 
-def train_size(count):
-    return int(0.9 * count)
+def check_length(config, n):
+    """Raise UserError where a text of n characters is too short for the context."""
+    n1 = int(0.9 * n)
+    if n1 <= config.block_size or n - n1 < 2:
+        need = max(20, math.ceil((config.block_size + 1) / 0.9) + 1)
+        needs = f"--block-size {config.block_size} needs {need:,}, or lower it"
+        raise UserError(f"{config.input_file or 'the text'} has {n:,} characters: {needs}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Attention, four times the same: how the lecture gets from an average to a head
+def prepare_text(config, plan, checkpoint=None, text=None):
+    """Check text and settings against each other, then make the work folder and encode what is not yet. Return a Text.
 
-
-def average_by_loops(x):
-    """Every position's mean over itself and its past: (B, T, C) -> (B, T, C), as one would say it."""
-    return torch.stack([x[:, : t + 1].mean(1) for t in range(x.shape[1])], 1)
-
-
-def average_by_matmul(x):
-    """The same as a product with a lower triangle whose rows sum to one."""
-    T = x.shape[1]
-    weights = torch.tril(torch.ones(T, T))
-    return (weights / weights.sum(1, keepdim=True)) @ x  # (T, T) @ (B, T, C)
-
-
-def average_by_softmax(x):
-    """The same as a softmax over zeros, the future masked: now the zeros may become anything."""
-    T = x.shape[1]
-    weights = torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
-    return weights @ x
-
-
-def attend(q, k, v, scale):
-    """Attention written out: the scores q·k decide how much of each earlier v is averaged (Vaswani et al. 2017).
-
-    q, k, v are (B, H, T, D). Returns the averages (B, H, T, D) and the weights (B, H, T, T), whose rows sum to one.
-    With q = 0 all scores are equal: the fourth way to average the past.
+    With a checkpoint, the text is one to go on with: the same if the run is resumed, another in its alphabet and more.
     """
-    T, S = q.shape[-2], k.shape[-2]  # a query at the end of S keys sees all of them, the one before it one less, ...
-    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
-    weights = (scale * q @ k.mT).masked_fill(future, -math.inf).softmax(-1)  # (B, H, T, S)
-    return weights @ v, weights
+    processes, chars = plan.processes, checkpoint["vocab"] if checkpoint else ""
+    check_shares(config, processes.size)
+    processes.open(plan.device)
 
+    def check(count, digest, vocab):
+        if config.resume and digest != checkpoint["digest"]:
+            raise UserError(f"{config.input_file} has changed: --resume needs the text that the run began with")
+        check_length(config, count)
+        read_prompt(config.prompt, vocab)
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Models, simplest first. Each takes tokens (B, T) and answers with logits (B, T, V) for every next character.
-
-
-class Bigram(nn.Module):
-    """A table: the next character from the current one. What it cannot do is what the GPT is for."""
-
-    def __init__(self, config, vocab_size):
-        super().__init__()
-        self.block_size = config.block_size
-        self.table = nn.Embedding.from_pretrained(torch.zeros(vocab_size, vocab_size), freeze=False)
-
-    def new_cache(self, batch_size):
-        return None
-
-    def forward(self, idx, cache=None):
-        return self.table(idx)  # (B, T, V)
-
-
-class Norm(nn.Module):
-    """Give each position's channels a common scale: by their root mean square (Zhang & Sennrich 2019) or LayerNorm."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.shape = (config.n_embd,)
-        self.gain = nn.Parameter(torch.ones(self.shape)) if config.norm == "layer" else None
-
-    def forward(self, x):
-        return F.rms_norm(x, self.shape) if self.gain is None else F.layer_norm(x, self.shape, self.gain)
-
-
-class Rotary(nn.Module):
-    """Turn pairs of channels by an angle that grows with the position: q·k then knows distances (Su et al. 2021).
-
-    q and k are brought to unit scale first (Henry et al. 2020): scores stay in a range in which softmax still learns.
-    """
-
-    def __init__(self, block_size, head_size):
-        super().__init__()
-        frequency = 1000.0 ** -torch.linspace(0, 1, head_size // 2 + 1)[:-1]  # from once around in 6 characters to 6000
-        angle = torch.arange(block_size)[:, None] * frequency  # (T, D/2)
-        self.register_buffer("cos", angle.cos()[:, None], persistent=False)
-        self.register_buffer("sin", angle.sin()[:, None], persistent=False)
-
-    def forward(self, x, start):  # (B, T, H, D)
-        cos, sin = self.cos[start : start + x.shape[1]], self.sin[start : start + x.shape[1]]
-        a, b = F.rms_norm(x, x.shape[-1:]).chunk(2, -1)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).to(x.dtype)
-
-
-class CausalSelfAttention(nn.Module):
-    """All heads of a layer at once: every position asks all earlier ones, and gets an average of what they answer."""
-
-    def __init__(self, config, rotary):
-        super().__init__()
-        self.n_head, self.dropout, self.rotary = config.n_head, config.dropout, rotary
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.weights = None  # set to a list, it makes forward leave the attention weights there: see attention_maps
-
-    def forward(self, x, start=0, cache=None):
-        B, T, C = x.shape
-        qkv = self.qkv(x)
-        if x.device.type == "cpu" and qkv.dtype == torch.bfloat16:
-            qkv = qkv.float()  # processors multiply much faster in bfloat16, but the attention kernel there is slower
-        q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # (B, T, H, D) each
-        if self.rotary:
-            q, k = self.rotary(q, start), self.rotary(k, start)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        if cache is not None:
-            keys, values = cache  # (B, H, block_size, D), filled up to `start`
-            keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
-            k, v = keys[:, :, : start + T], values[:, :, : start + T]
-        dropout = self.dropout if self.training else 0.0
-        if self.weights is not None or 1 < T < k.shape[2]:  # the kernel's causal mask is for as many queries as keys
-            y, weights = attend(q, k, v, q.shape[-1] ** -0.5)
-            if self.weights is not None:
-                self.weights.append(weights)
-        else:  # the same in one kernel that never writes the (T, T) weights down (Dao et al. 2022)
-            with torch.autocast("cpu", enabled=False):  # or it would turn the float32 from above back
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
-
-
-class FeedForward(nn.Module):
-    """What a position makes of what it heard. relu², a relu squared, learns faster than gelu (So et al. 2021)."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.activation = config.activation
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
-
-    def forward(self, x):
-        x = self.up(x)  # (B, T, 4 C)
-        return self.proj(F.relu(x).square() if self.activation == "relu2" else F.gelu(x))  # (B, T, C)
-
-
-class Block(nn.Module):
-    """Talk to each other, then think alone; both are added to the stream that runs past them."""
-
-    def __init__(self, config, rotary):
-        super().__init__()
-        self.norm1, self.attention = Norm(config), CausalSelfAttention(config, rotary)
-        self.norm2, self.think = Norm(config), FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, start=0, cache=None):
-        x = x + self.dropout(self.attention(self.norm1(x), start, cache))
-        return x + self.dropout(self.think(self.norm2(x)))
-
-
-@dataclass
-class Cache:
-    """What the layers have computed of a text so far, so that one more character costs one position's work."""
-
-    recent: torch.Tensor  # (B, lookback - 1), the last tokens
-    layers: list  # keys and values of each layer, (B, H, block_size, D) each
-    length: int = 0
-
-
-class GPT(nn.Module):
-    """A decoder-only Transformer (Radford et al. 2019), with what has been learned since; see the flags for GPT-2's."""
-
-    def __init__(self, config, vocab_size):
-        super().__init__()
-        if config.n_embd % config.n_head:
-            raise UserError(f"--n-embd {config.n_embd} does not divide among --n-head {config.n_head}: take a multiple")
-        head_size = config.n_embd // config.n_head
-        if config.positions == "rotary" and head_size % 2:
-            raise UserError(f"rotary positions turn pairs: {config.n_embd} / {config.n_head} channels per head is odd")
-        self.block_size, self.n_head, self.nothing = config.block_size, config.n_head, vocab_size
-        self.token = nn.Embedding(vocab_size, config.n_embd)
-        self.before = nn.ModuleList(nn.Embedding(vocab_size + 1, config.n_embd) for _ in range(config.lookback - 1))
-        rotary = Rotary(config.block_size, head_size) if config.positions == "rotary" else None
-        self.position = None if rotary else nn.Embedding(config.block_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
-        self.norm = Norm(config)
-        self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        self.initialise(table_std=0.02 if config.tied else 0.3)  # tables that are heads, too, must speak softly
-        if config.tied:
-            self.head.weight = self.token.weight
-
-    def initialise(self, table_std):
-        """Every sublayer starts as the identity and the head calls all characters equally likely: a loss of ln V."""
-        for name, weight in self.named_parameters():
-            if weight.ndim == 2:
-                zero, table = "proj" in name or "head" in name, "blocks" not in name
-                nn.init.normal_(weight, std=0.0 if zero else table_std if table else 0.6 * weight.shape[1] ** -0.5)
-
-    def new_cache(self, batch_size):
-        device, C = self.token.weight.device, self.token.weight.shape[1]
-        shape = (batch_size, self.n_head, self.block_size, C // self.n_head)
-        layers = [(torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in self.blocks]
-        return Cache(torch.full((batch_size, len(self.before)), self.nothing, device=device), layers)
-
-    def embed(self, idx, recent, start):
-        """Tokens (B, T) -> (B, T, C): the sum of an embedding for each of the last `lookback` characters.
-
-        What stands two characters back need not be fetched by attention first: with this, the first layer already
-        knows the word it is in (after the smear and n-gram embeddings of the nanoGPT speed runs, 2025).
-        """
-        T, n = idx.shape[1], len(self.before)
-        x = self.token(idx)
-        past = torch.cat((recent, idx), 1)  # (B, n + T)
-        for back, table in enumerate(self.before, 1):
-            x = x + table(past[:, n - back : n - back + T])
-        return x if self.position is None else x + self.position.weight[start : start + T]
-
-    def forward(self, idx, cache=None):
-        """Logits (B, T, V). With a cache, idx goes on where the last call ended."""
-        start = 0 if cache is None else cache.length
-        recent = idx.new_full((len(idx), len(self.before)), self.nothing) if cache is None else cache.recent
-        x = self.dropout(self.embed(idx, recent, start))  # (B, T, C)
-        for i, block in enumerate(self.blocks):
-            x = block(x, start, None if cache is None else cache.layers[i])
-        if cache is not None:
-            cache.recent = torch.cat((recent, idx), 1)[:, idx.shape[1] :]
-            cache.length += idx.shape[1]
-        return self.head(self.norm(x))  # (B, T, V)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A row of the registry: the model's class, a line about it, the defaults that suit it."""
-
-    model: type
-    about: str
-    defaults: dict
-
-
-GPT2 = dict(lookback=1, positions="learned", norm="layer", activation="gelu", tied=True)
-ADAMW = dict(optimizer="adamw", learning_rate=3e-3, warmup_steps=100, weight_decay=0.1)
-
-# fmt: off
-PRESETS = {
-    "bigram": Preset(Bigram, "a table of what follows what: the baseline",
-                     dict(batch_size=64, max_steps=1000, optimizer="adamw", learning_rate=0.05)),
-    "mini": Preset(GPT, "0.8M parameters: good text in two minutes on two cores",
-                   dict(block_size=128, batch_size=12, max_steps=1200)),
-    "gpt2": Preset(GPT, "GPT-2's recipe at mini's size, to compare with",
-                   {**GPT2, **ADAMW, "batch_size": 12, "max_steps": 2000, "learning_rate": 1e-3, "schedule": "cosine",
-                    "grad_clip": 1.0}),
-    "baby": Preset(GPT, "10.7M parameters, for any graphics card with 8 GB, or less with more patience",
-                   dict(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2, batch_size=64, max_steps=2000)),
-    "large": Preset(GPT, "51M parameters, for much text and a card with 24 GB",
-                    dict(n_layer=16, n_head=8, n_embd=512, block_size=512, dropout=0.1, batch_size=64,
-                         max_steps=10_000)),
-}
-# fmt: on
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Evaluation and writing: exact, in eval mode, and blind to the random numbers of training
-
-
-def cross_entropy(logits, targets, reduction="mean"):
-    """Negative log-likelihood of the targets in nats; targets of -1 do not count. The one loss for all models."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, reduction=reduction)
-
-
-@contextlib.contextmanager
-def inference(model):
-    """Eval mode and no gradients, for as long as it lasts."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def windows(low, high, block_size, limit):
-    """Yield (starts, length) of contexts that cover the tokens low..high side by side, in batches.
-
-    Where that are more than `limit` characters (0: any), there are only so many, evenly spread, and always the same.
-    """
-    count = high - low - 1  # the first token has nothing before it to be predicted from
-    n, rest = divmod(count, block_size)
-    starts = low + block_size * np.arange(n)
-    if limit and count > limit:
-        starts, rest = np.linspace(low, high - 1 - block_size, max(1, limit // block_size)).astype(np.int64), 0
-    at_once = max(1, 8192 // block_size)
-    for i in range(0, len(starts), at_once):
-        yield starts[i : i + at_once], block_size
-    if rest:
-        yield np.array([high - 1 - rest]), rest
-
-
-def evaluate(model, text, part, config, plan, world):
-    """Return the mean loss over a part in nats per character; each process looks at its share of the windows."""
-    total, count = 0.0, 0
-    batches = list(windows(*text.parts[part], config.block_size, config.eval_chars))
-    with inference(model):
-        for starts, length in batches[world.rank :: world.size]:
-            x, y = text.batch(starts, length, plan.device)
-            with plan.autocast():
-                total += cross_entropy(model(x), y, reduction="sum").item()
-            count += y.numel()
-    total, count = world.sum(total, count)
-    return total / count
-
-
-def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
-    """Logits (B, V) to probabilities (B, V) by temperature, top-k and top-p (Holtzman et al. 2020)."""
-    if temperature < 1e-10:  # 0, or as good as 0
-        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no overflow, however small the temperature
-    if 0 < top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    probs = logits.softmax(-1)
-    if top_p < 1:
-        ranked, order = probs.sort(descending=True, dim=-1)
-        before = ranked.cumsum(-1) - ranked
-        ranked[:, 1:][before[:, 1:] >= top_p] = 0  # the likeliest always stays
-        probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
-    return probs
-
-
-@torch.no_grad()
-def generate(model, idx, config, generator, cached=True):
-    """Yield the next tokens (B,) of the texts idx (B, T), config.max_new_tokens times.
-
-    With the cache a character costs one position's work. A context that is full starts afresh with its latter half, so
-    that the model always sees between half and all of its block_size; without the cache it sees the very same.
-    """
-    device = next(model.parameters()).device
-    seen = fresh = idx[:, -model.block_size :].to(device)
-    cache = model.new_cache(len(idx)) if cached else None
-    with inference(model):
-        for _ in range(config.max_new_tokens):
-            if seen.shape[1] > model.block_size:
-                seen = fresh = seen[:, -max(1, model.block_size // 2) :]
-                cache = model.new_cache(len(idx)) if cached else None
-            logits = (model(fresh, cache) if cached else model(seen))[:, -1]  # (B, V)
-            probs = next_token_probs(logits.float().cpu(), config.temperature, config.top_k, config.top_p)
-            token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
-            yield token[:, 0]
-            fresh = token.to(device)
-            seen = torch.cat((seen, fresh), 1)
+    # first the process that writes, then one on every other machine, then those that only read
+    turn = min(processes.rank, 1) + min(processes.local_rank, 1)
+    for now in range(3 if processes.size > 1 else 1):
+        if now == turn and (text is not None or not config.work_dir):
+            data = text_in_memory(config, text, chars)
+            check(len(data.tokens), data.digest, data.vocab)
+        elif now == turn:
+            path = Path(config.work_dir) / "tokens.bin"
+            head = survey(config.input_file, path, chars)
+            check(head["count"], head["source"]["sha256"], Vocab(head["chars"]))
+            make_work_dir(config.work_dir)
+            if read_header(path)[0] != head:
+                encode_file(config.input_file, head, path)
+            data = TokenFile(path)
+        processes.sum(0)
+    return data
 
 
 def read_prompt(prompt, vocab):
     """The text to go on from, as given or from FILE:path, and its tokens (T,); a new line where there is none."""
     if prompt.startswith("FILE:"):
-        prompt = read_text(prompt[5:])
+        prompt = "".join(read_chunks(prompt[5:]))
     start = prompt or ("\n" if "\n" in vocab.chars else vocab.chars[0])
     return prompt, torch.from_numpy(vocab.encode(start))
 
 
-def write(model, vocab, config):
-    """Print config.num_samples texts: a single one as it comes into being, several when they are complete."""
-    prompt, tokens = read_prompt(config.prompt, vocab)
-    idx = tokens.expand(config.num_samples, -1)
-    new = generate(model, idx, config, torch.Generator().manual_seed(config.seed))
-    if config.num_samples == 1:
-        print(prompt, end="")
-        for token in new:
-            print(vocab.decode(token), end="", flush=True)
-        print()
-    elif config.num_samples:
-        texts = torch.stack(list(new), 1) if config.max_new_tokens else idx[:, :0]  # (B, T)
-        for i, row in enumerate(texts.tolist(), 1):
-            print(f"--- {i} of {config.num_samples} ---\n{prompt}{vocab.decode(row)}")
+def write_atomic(path, data):
+    """Write bytes to path so that at any moment the old file or the new one is there, whole."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
+
+
+def write_csv(path, columns, rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_atomic(path, text.getvalue().encode())
+
+
+def make_work_dir(path):
+    """Create the folder if needed and make sure that files can be written there."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        probe = Path(path) / ".probe.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"cannot write in the folder {path}: {e.strerror}") from None
+    return Path(path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The optimizer: where two thirds of the steps are saved
+# Checkpoints: plain dicts, complete in themselves
+
+CHECKPOINT_KEYS = {"config", "progress", "vocab", "digest", "model", "optimizers", "scaler", "batches", "rng"}
+RENAMED = dict(attention="attn", think="mlp", before="earlier")  # parts of parameters' names
+RETIRED = {}  # settings that are no more, and the value that is still understood
+LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
 
 
-def orthogonalise(g, iterations=3):
-    """Matrices (N, R, C) to about the nearest ones whose singular values are all 1, by products alone.
+@dataclass
+class Progress:
+    """How far a run has come."""
 
-    Newton-Schulz: an odd polynomial of X, a X + b (X Xᵀ) X + c (X Xᵀ)² X, acts on each singular value alone. The
-    coefficients, one triple per iteration, push them toward 1 as fast as can be ("Polar Express", Amsel et al. 2025).
-    """
-    if g.shape[-2] > g.shape[-1]:
-        return orthogonalise(g.mT, iterations).mT
-    x = g / (1.02 * g.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value above 1
-    a = x @ x.mT  # (N, R, R)
-    product = None
-    for i, (c1, c3, c5) in enumerate(POLAR_EXPRESS[:iterations]):
-        q = torch.baddbmm(a, a, a, beta=c3, alpha=c5)
-        q.diagonal(dim1=-2, dim2=-1).add_(c1)
-        # all that happens to X is a product of such q, so X itself, up to four times as wide, can wait for the end
-        product = q if product is None else q @ product
-        if i < iterations - 1:
-            a = q @ a @ q
-    return product @ x
+    step: int = 0
+    seconds: float = 0.0  # spent training, evaluation not counted
+    best_loss: float = math.inf  # on the held-out part
+    best_step: int = 0
+    history: list = field(default_factory=list)  # the rows of log.csv
 
 
-POLAR_EXPRESS = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-)
+def snapshot(run):
+    """All that is needed to go on as if nothing had happened, or to write from the folder alone, as one plain dict."""
+    return dict(
+        program=PROGRAM,
+        config=asdict(run.config),
+        progress=asdict(run.progress),
+        vocab=run.vocab.chars,
+        digest=run.data.digest,
+        model=run.model.state_dict(),
+        optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
+        scaler=run.scaler.state_dict() if run.scaler else {},
+        batches=run.generator.get_state(),
+        rng=torch.get_rng_state(),
+        cuda_rng=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024): every direction in a matrix moves by the same amount.
-
-    A gradient's few large singular values drown all others, and the rare things of a text are among the others. For
-    matrices that act on a stream only; tables, gains and the head are AdamW's. The matrices of one shape go through the
-    products together, and in float32, which old cards and processors do faster than bfloat16.
-    """
-
-    def __init__(self, params, lr, weight_decay=0.0, momentum=0.9):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            by_shape = {}
-            for p in group["params"]:
-                by_shape.setdefault(p.shape, []).append(p)
-            for (rows, columns), params in by_shape.items():
-                grads = [p.grad for p in params]
-                buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
-                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-                nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])  # a look ahead (Nesterov 1983)
-                update = orthogonalise(torch.stack(nesterov))  # (N, rows, columns)
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                step_size = -group["lr"] * max(1, rows / columns) ** 0.5  # as much change in the output for any shape
-                torch._foreach_add_(params, update.unbind(), alpha=step_size)
+def restore(run, checkpoint):
+    """Undo `snapshot`."""
+    with fitting(checkpoint):
+        run.model.load_state_dict(weights_of(checkpoint))
+        for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        if checkpoint["scaler"] and run.scaler.is_enabled():
+            run.scaler.load_state_dict(checkpoint["scaler"])
+        run.generator.set_state(checkpoint["batches"])
+        torch.set_rng_state(checkpoint["rng"])
+        if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        run.progress = Progress(**checkpoint["progress"])
 
 
-def make_optimizers(model, config):
-    """A list of optimizers; each group's `scale` says how its rate relates to --learning-rate."""
-    named = dict(model.named_parameters())  # a tied weight counts once
-    matrices = [p for name, p in named.items() if "blocks" in name and p.ndim == 2]
-    tables = [p for name, p in named.items() if "blocks" not in name and "head" not in name and p.ndim == 2]
-    others = [p for name, p in named.items() if p.ndim < 2 or name == "head.weight"]
-    if config.optimizer == "muon" and matrices:
-        groups = [dict(params=tables, scale=1.0), dict(params=others, scale=0.7)]
-        muon = Muon([dict(params=matrices, scale=1.0)], lr=0.0, weight_decay=config.weight_decay)
-        return [muon, torch.optim.AdamW(groups, lr=0.0, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)]
-    decayed = [p for p in named.values() if p.ndim >= 2]
-    rest = [p for p in named.values() if p.ndim < 2]
-    groups = [dict(params=decayed, weight_decay=config.weight_decay, scale=1.0)]
-    groups += [dict(params=rest, weight_decay=0.0, scale=1.0)] if rest else []
-    return [torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)]
+def keep(run, *names):
+    """Save the state under these names, in the folder or else in memory, and the log beside it."""
+    if not run.folder:
+        run.memory |= {name: copy.deepcopy(snapshot(run)) for name in names}
+    elif run.processes.rank == 0:
+        for name in names:
+            write_checkpoint(run.folder / name, snapshot(run))
+        write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
+
+
+def stored(run, name):
+    """What was saved under this name."""
+    return load_checkpoint(run.folder / name) if run.folder else run.memory[name]
+
+
+def save_run(run, folder):
+    """Write model.pt as the run stands, and last.pt if it has learned, to go on from."""
+    write_checkpoint(make_work_dir(folder) / "model.pt", snapshot(run))
+    if run.optimizers:
+        write_checkpoint(Path(folder) / "last.pt", stored(run, "last.pt"))
+
+
+def write_checkpoint(path, checkpoint):
+    torch.save(checkpoint, buffer := io.BytesIO())
+    write_atomic(path, buffer.getbuffer())
+
+
+def load_checkpoint(path):
+    """Return the checkpoint at path, written by this program, or raise UserError. Checkpoints never run code."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: train first, or point --work-dir at a trained folder") from None
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception:  # whatever torch and pickle may raise
+        raise UserError(f"{path} is refused: it is corrupt, or carries code, which a checkpoint never needs") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("program") != PROGRAM:
+        raise UserError(f"{path} is not a checkpoint of {PROGRAM}")
+    if missing := CHECKPOINT_KEYS - checkpoint.keys():
+        raise UserError(f"{path} is not complete: it lacks {', '.join(sorted(missing))}")
+    return checkpoint
+
+
+@contextlib.contextmanager
+def fitting(checkpoint):
+    """What goes wrong in here is the checkpoint's fault."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        why = (str(e) or type(e).__name__).splitlines()[0]
+        raise UserError(f"the checkpoint does not fit this version of {PROGRAM}: {why}") from None
+
+
+def read_config(checkpoint):
+    """The settings that a checkpoint was made with."""
+    saved = dict(checkpoint["config"])
+    for name, value in RETIRED.items():
+        if saved.pop(name, value) != value:
+            raise UserError(f"the checkpoint was made with another {flag(name)}, which {PROGRAM} no longer has")
+    if saved[KIND] not in (*ROWS, "mixture"):
+        raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
+    return Config(**saved)
+
+
+def weights_of(checkpoint):
+    """The weights by name, older names brought up to date."""
+    weights = checkpoint["model"].items()
+    return {".".join(RENAMED.get(part, part) for part in name.split(".")): tensor for name, tensor in weights}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -805,6 +1423,52 @@ class Card:
     free: float  # GB of memory
 
 
+# What torch sees: archs is what it was built for (empty: without CUDA); is there Metal, does the processor know bf16?
+Machine = namedtuple("Machine", "cards archs version mps bf16", defaults=(False, False))
+
+
+class Processes:
+    """The processes that train together, as torchrun started them; a single one will do, too."""
+
+    def __init__(self):
+        variables = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)
+        self.rank, self.local_rank, self.size = (int(os.environ.get(name, default)) for name, default in variables)
+        self.device = torch.device("cpu")
+
+    def open(self, device):
+        if self.size > 1 and not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
+            atexit.register(gc.collect)  # runs before: what still refers to the group must go first
+        self.device = device
+
+    def gradients(self, net, shared):
+        """While it lasts, backward leaves gradients to be added up among all processes, or not yet."""
+        return contextlib.nullcontext() if shared or self.size == 1 else net.no_sync()
+
+    def gather(self, values, op):
+        if self.size == 1:
+            return values
+        values = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(values, op)
+        return values.tolist()
+
+    def stopped(self, run):
+        """Whether the run has got a signal: all processes stop, or none."""
+        if self.size > 1 and run.progress.step % 10:
+            return False  # to ask the others takes time
+        run.stop.signum = int(self.max(run.stop.signum))
+        return bool(run.stop.signum)
+
+    def sum(self, *values):
+        return self.gather(values, dist.ReduceOp.SUM)
+
+    def max(self, value):
+        return self.gather([value], dist.ReduceOp.MAX)[0]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Where and how to compute, and why so."""
@@ -814,6 +1478,7 @@ class Plan:
     compile: bool
     why: str
     free: float = math.inf  # GB of memory
+    processes: Processes = field(default_factory=Processes, compare=False)
 
     def autocast(self):
         return torch.autocast(self.device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
@@ -841,13 +1506,12 @@ def has_kernels(capability, archs):
     return False
 
 
-def plan_device(cards, archs, version, device="auto", dtype="auto", compile="auto", mps=False, bf16=False):
+def plan_device(machine, device="auto", dtype="auto", compile="auto"):
     """Choose a device, its arithmetic and whether to compile, from facts alone: the tests hold a table of cards to it.
 
-    cards are what torch sees, archs what it was built for (empty: without CUDA), version its version; mps and bf16 say
-    whether there is Metal and whether the processor knows bfloat16. Raises UserError where a wish cannot be met, with
-    the command that mends it.
+    Raises UserError where a wish cannot be met, with the command that mends it.
     """
+    cards, archs, version = machine.cards, machine.archs, machine.version
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (":" in device and not (kind == "cuda" and number.isdigit())):
         raise UserError(f"--device {device} is unknown: auto, cpu, cuda, cuda:N or mps")
@@ -860,7 +1524,7 @@ def plan_device(cards, archs, version, device="auto", dtype="auto", compile="aut
     if number and int(number) >= len(cards):
         there = ", ".join(f"{c.index} is {c.name}" for c in cards)
         raise UserError(f"--device {device}: there is no card {number}; {there}")
-    if kind == "mps" and not mps:
+    if kind == "mps" and not machine.mps:
         raise UserError("--device mps: this torch or this machine has no Metal")
 
     wanted = [cards[int(number)]] if number else cards
@@ -871,12 +1535,12 @@ def plan_device(cards, archs, version, device="auto", dtype="auto", compile="aut
         return plan_card(card, dtype, compile)
     if dtype == "float16":
         raise UserError(f"--dtype float16 needs a CUDA device: on {kind} take float32 or bfloat16")
-    if kind == "mps" or (kind == "auto" and mps):
+    if kind == "mps" or (kind == "auto" and machine.mps):
         if dtype == "bfloat16":
             raise UserError("--dtype bfloat16: on mps take float32")
         return Plan(torch.device("mps"), "float32", compile == "on", "Metal")
     why = "as asked" if kind == "cpu" else explain_unusable(cards[0], version) if cards else "no CUDA device"
-    if dtype == "auto" and bf16:  # not by itself: in float32, two processes learn what one does to the fifth digit
+    if dtype == "auto" and machine.bf16:  # not by itself: in float32 two processes learn what one does, to five digits
         why += "; --dtype bfloat16 is faster on this processor"
     return Plan(torch.device("cpu"), "float32" if dtype == "auto" else dtype, compile == "on", why)
 
@@ -918,49 +1582,26 @@ def plan_card(card, dtype, compile):
     return Plan(torch.device("cuda", card.index), chosen, compiled, "; ".join(reasons), card.free)
 
 
-def look_around(config, world):
-    """Make a Plan from the machine as it is, and see that it works by doing something with it."""
-    archs = torch.cuda.get_arch_list() if torch.backends.cuda.is_built() else []
-    cards = []
+def make_plan(given, trained=None):
+    """A Plan for the machine as it is, tried by doing something with it."""
+    wishes = {**(asdict(trained) if trained else {}), **given}
+    device, dtype, compile = (wishes.get(name, "auto") for name in ("device", "dtype", "compile"))
+    archs, cards, processes = torch.cuda.get_arch_list() if torch.backends.cuda.is_built() else [], [], Processes()
     for i in range(torch.cuda.device_count()):
         with contextlib.suppress(RuntimeError):
             name, free = torch.cuda.get_device_name(i), torch.cuda.mem_get_info(i)[0] / 1e9
             cards.append(Card(i, name, torch.cuda.get_device_capability(i), free))
-    wish = config.device
-    if world.size > 1 and wish in ("auto", "cuda") and (cards or wish == "cuda"):
-        wish = f"cuda:{world.local_rank}"  # one card for each process of a machine
+    if processes.size > 1 and device in ("auto", "cuda") and (cards or device == "cuda"):
+        device = f"cuda:{processes.local_rank}"  # one GPU for each process of a machine
     mps, bf16 = torch.backends.mps.is_available(), getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    plan = plan_device(cards, archs, torch.__version__, wish, config.dtype, config.compile, mps, bf16)
-    pick_device(str(plan.device))
-    torch.set_float32_matmul_precision("high")  # TF32 where there is any
-    return plan
-
-
-def pick_device(name):
-    """Turn --device into a torch.device that works, or raise UserError that says why it does not."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            try:
-                return pick_device("cuda")
-            except UserError as e:
-                print(f"{e}; going on with the cpu", file=sys.stderr)
-        return torch.device("cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
-        raise UserError(f"--device {name} is unknown: auto, cpu, cuda, cuda:N or mps")
-    device = torch.device(name)
-    try:  # a card that torch has no kernels for is reported as available: only doing something tells
-        torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum().item()
+    plan = plan_device(Machine(cards, archs, torch.__version__, mps, bf16), device, dtype, compile)
+    try:  # only doing something tells that it works
+        torch.ones(2, 2, device=plan.device).mm(torch.ones(2, 2, device=plan.device)).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         why = str(e).strip().splitlines()[0].rstrip(".")
-        if "no kernel image" in str(e):
-            why = (
-                "this torch has no kernels for the card; for a GTX 9xx or 10xx: "
-                'pip install "torch<2.15" --index-url https://download.pytorch.org/whl/cu126'
-            )
-        elif device.type == "cuda" and not torch.backends.cuda.is_built():
-            why = "this torch is built without CUDA; https://pytorch.org/get-started/locally has the command"
-        raise UserError(f"--device {name} cannot be used: {why}") from None
-    return device
+        raise UserError(f"--device {plan.device} cannot be used: {why}; {INSTALL_CUDA}") from None
+    torch.set_float32_matmul_precision("high")  # TF32 where there is any
+    return replace(plan, processes=processes)
 
 
 def measure_peak(plan):
@@ -976,166 +1617,21 @@ def measure_peak(plan):
     return best
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Training, on one machine or many
-
-
-class StopOnSignal:
-    """While it lasts, a first Ctrl-C (or TERM) only sets `signum` so that the loop can end in order; a second kills."""
-
-    def __enter__(self):
-        self.signum = 0
-        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def note(self, signum, frame):
-        self.signum = signum
-        self.__exit__()
-
-    def __exit__(self, *exc):
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
-
-
-def clock(seconds):
-    """Seconds as m:ss or h:mm:ss."""
-    m, s = divmod(round(seconds), 60)
-    h, m = divmod(m, 60)
-    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
-
-
-def learning_rate(step, config, horizon):
-    """Climb for warmup_steps, then come down as --schedule says until `horizon`."""
-    climb = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    way = min(1.0, max(0, step - config.warmup_steps) / max(1, horizon - config.warmup_steps))
-    fall = {
-        "constant": 1.0,
-        "linear": 1 - way,
-        "cosine": 0.5 + 0.5 * math.cos(math.pi * way),
-        "step": 0.1 if way >= 0.75 else 1.0,
-    }
-    return config.learning_rate * climb * fall[config.schedule]
-
-
-class World:
-    """The processes that train together, as torchrun started them; a single one is a world, too."""
-
-    def __init__(self):
-        self.rank, self.local_rank, self.size = (int(os.environ.get(k, d)) for k, d in WORLD_VARIABLES)
-        self.device = torch.device("cpu")
-
-    def open(self, device):
-        if self.size > 1:
-            self.device = device
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-    def close(self):
-        if dist.is_initialized():
-            gc.collect()  # what still refers to the group must go before it
-            dist.destroy_process_group()
-
-    def gather(self, values, op):
-        if self.size == 1:
-            return values
-        values = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(values, op)
-        return values.tolist()
-
-    def sum(self, *values):
-        return self.gather(values, dist.ReduceOp.SUM)
-
-    def max(self, value):
-        return self.gather([value], dist.ReduceOp.MAX)[0]
-
-
-WORLD_VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-
-
-@dataclass
-class Progress:
-    """How far a run has come."""
-
-    step: int = 0
-    seconds: float = 0.0  # spent training, evaluation not counted
-    best_loss: float = math.inf  # on val
-    best_step: int = 0
-    history: list = field(default_factory=list)  # the rows of log.csv
-
-
-LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
-
-
-def write_csv(path, columns, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    write_atomic(path, text.getvalue().encode())
-
-
-class Console:
-    """A line for every evaluation and, on a terminal, one that moves in between."""
-
-    def __init__(self, config, model, plan, vocab_size):
-        self.max_steps, self.live, self.drawn = config.max_steps, sys.stdout.isatty(), 0.0
-        self.chars = config.batch_size * config.block_size  # per step
-        self.flops = self.chars * flops_per_char(model, config)
-        self.peak = measure_peak(plan)
-
-    def head(self, step):
-        return f"step {step}/{self.max_steps}" if self.max_steps >= 0 else f"step {step}"
-
-    def left(self, step, pace):
-        return f"{clock((self.max_steps - step) * pace)} left" if self.max_steps > step else ""
-
-    def tick(self, step, loss, pace):
-        if self.live and time.perf_counter() - self.drawn > 0.2:
-            self.drawn = time.perf_counter()
-            line = f"{self.head(step)}  loss {loss:.4f}  {1000 * pace:.1f} ms/step  {self.left(step, pace)}"
-            print(f"\r\033[K{line}", end="", flush=True)
-
-    def row(self, step, train_loss, val_loss, improved, lr, pace):
-        clear = "\r\033[K" if self.live else ""
-        speed = f"{1000 * pace:6.1f} ms/step {self.chars / pace:9,.0f} chars/s {self.flops / pace / 1e9:7,.0f} GFLOP/s"
-        share = f"({100 * self.flops / pace / self.peak:.0f} % of peak)"
-        print(
-            f"{clear}{self.head(step):<15} train {train_loss:.4f}  val {val_loss:.4f}{'*' if improved else ' '} "
-            f"lr {lr:.1e} {speed + ' ' + share if step else ''}  {self.left(step, pace) if step else ''}".rstrip(),
-            flush=True,
-        )
-
-
-def flops_per_char(model, config):
-    """Operations to train on one character: 6 per weight of a matrix, and the attention's two products."""
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    return 6 * weights + 6 * len(getattr(model, "blocks", ())) * config.n_embd * config.block_size
-
-
-def check_finite(loss, step, progress, work_dir):
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} by step {step}: {work_dir / 'model.pt'} keeps the model of step {progress.best_step}; "
-            "try a lower --learning-rate, or --grad-clip 1"
-        )
-
-
-def bytes_needed(config, vocab_size, pieces=1):
+def bytes_needed(config, vocab_size, parts=1):
     """About the memory that training takes: weights with their gradient and momenta, and what backward keeps."""
-    C, tokens = config.n_embd, config.batch_size * config.block_size / pieces
-    weights = 12 * config.n_layer * C * C + (config.lookback + 1) * vocab_size * C
-    kept = config.n_layer * 26 * C + 4 * vocab_size  # numbers per character
+    C, tokens = config.n_embd or 0, config.batch_size * config.block_size / parts
+    weights = 12 * (config.n_layer or 0) * C * C + ((config.lookback or 0) + 1) * vocab_size * C
+    kept = (config.n_layer or 0) * 26 * C + 4 * vocab_size  # numbers per character
     return 4 * (4 * weights + tokens * kept)
 
 
-def pieces_needed(config, vocab_size, free, size=1):
-    """Into how many pieces to cut each process's share of the batch so that it fits in `free` GB."""
+def micro_batches(config, vocab_size, free, size=1):
+    """How many micro-batches to cut each process's share of the batch into, so that one fits in `free` GB."""
     if config.grad_accum:
         return config.grad_accum
     share = config.batch_size // size
-    fits = (
-        n for n in range(1, share + 1) if share % n == 0 and bytes_needed(config, vocab_size, n * size) < 0.9e9 * free
-    )
-    return next(fits, share)
+    divisors = (n for n in range(1, share + 1) if share % n == 0)
+    return next((n for n in divisors if bytes_needed(config, vocab_size, n * size) < 0.9e9 * free), share)
 
 
 def try_compile(model, plan, batch):
@@ -1156,494 +1652,259 @@ def try_compile(model, plan, batch):
     return fast
 
 
-def train(model, text, config, plan, world, work_dir, checkpoint=None):
-    """Train until --max-steps, --patience or a signal, keeping model.pt (best on val) and last.pt. Return a signal."""
-    generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
-    optimizers = make_optimizers(model, config)
-    scaler = torch.amp.GradScaler("cuda", enabled=plan.dtype == "float16")  # keeps small gradients from vanishing
-    progress = restore(checkpoint, optimizers, scaler, generator) if checkpoint else Progress()
-    horizon = config.decay_steps or max(config.max_steps, PRESETS[config.preset].defaults["max_steps"])
-    interval = config.eval_interval or max(1, (config.max_steps if config.max_steps > 0 else horizon) // 10)
-    pieces = pieces_needed(config, len(text.vocab), plan.free, world.size)
-    share = config.batch_size // world.size
-    mine = slice(world.rank * share, (world.rank + 1) * share)  # of the batch that all processes draw alike
+class StopOnSignal:
+    """While it lasts, a first Ctrl-C (or TERM) only sets `signum` so that the loop can end in order; a second kills."""
 
-    def draw():
-        starts = text.draw("train", config.batch_size, config.block_size, generator)[mine]
-        return [text.batch(part, config.block_size, plan.device) for part in starts.chunk(pieces)]
+    def __enter__(self):
+        self.signum, self.previous = 0, {}
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            self.previous = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
-    console = Console(config, model, plan, len(text.vocab)) if world.rank == 0 else None
-    net = model
-    if plan.compile:
-        before = generator.get_state()
-        net = try_compile(model, plan, draw()[0])
-        generator.set_state(before)
-    if world.size > 1:
-        net = nn.parallel.DistributedDataParallel(net)
+    def note(self, signum, frame):
+        self.signum = signum
+        self.__exit__()
 
-    recent, since = [], time.perf_counter()  # losses and time since the last evaluation
-    model.train()
-    with StopOnSignal() as stop:
-        while True:
-            step, lr = progress.step, learning_rate(progress.step, config, horizon)
-            signum = int(world.max(stop.signum)) if world.size == 1 or step % 10 == 0 else 0  # all stop, or none
-            waited = sum(row[0] > progress.best_step for row in progress.history)
-            over = signum or 0 <= config.max_steps <= step or 0 < config.patience <= waited
-
-            # once in a while: evaluate, save, report
-            if (step % interval == 0 or over) and not (progress.history and progress.history[-1][0] == step):
-                spent = time.perf_counter() - since
-                progress.seconds += spent
-                train_loss = world.sum(torch.stack(recent).mean().item() if recent else math.nan)[0] / world.size
-                val_loss = evaluate(model, text, "val", config, plan, world)
-                check_finite(val_loss, step, progress, work_dir)
-                improved = val_loss < progress.best_loss
-                if improved:
-                    progress.best_loss, progress.best_step = val_loss, step
-                progress.history.append([step, round(progress.seconds, 3), train_loss, val_loss, lr])
-                if world.rank == 0:
-                    state = snapshot(model, optimizers, scaler, generator, progress, config, text)
-                    for name in ("model.pt", "last.pt") if improved else ("last.pt",):
-                        save_checkpoint(work_dir / name, state)
-                    write_csv(work_dir / "log.csv", LOG_COLUMNS, progress.history)
-                    console.row(step, train_loss, val_loss, improved, lr, spent / max(1, len(recent)))
-                recent, since = [], time.perf_counter()
-                continue  # patience may have run out
-            if over:
-                return signum
-
-            # learn
-            batches = draw()
-            losses = []
-            for i, (x, y) in enumerate(batches, 1):
-                with net.no_sync() if world.size > 1 and i < len(batches) else contextlib.nullcontext():
-                    with plan.autocast():
-                        loss = cross_entropy(net(x), y) / len(batches)
-                    scaler.scale(loss).backward()
-                losses.append(loss.detach())
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * group["scale"]
-            if config.grad_clip:
-                nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            scaler.update()
-            model.zero_grad(set_to_none=True)
-            progress.step += 1
-
-            recent.append(torch.stack(losses).sum())
-            if progress.step % 10 == 0:  # a GPU has to wait when asked for a number, so not at every step
-                check_finite(recent[-1].item(), progress.step, progress, work_dir)
-                if console:
-                    console.tick(progress.step, recent[-1].item(), (time.perf_counter() - since) / len(recent))
+    def __exit__(self, *exc):
+        for s, handler in self.previous.items():
+            signal.signal(s, handler)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints: plain dicts, complete in themselves, moved into place when they are whole
+def clock(seconds):
+    """Seconds as m:ss or h:mm:ss."""
+    m, s = divmod(round(seconds), 60)
+    h, m = divmod(m, 60)
+    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
 
 
-def write_atomic(path, data):
-    """Write bytes to path so that at any moment the old file or the new one is there, whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
+def check_finite(run, loss):
+    if not math.isfinite(loss):
+        kept = f"{run.folder / 'model.pt'} keeps" if run.folder else "the best was"
+        best = f"{kept} the model of step {run.progress.best_step}"
+        what_to_do = "try a lower --learning-rate, or --grad-clip 1"
+        raise UserError(f"the loss is {loss} by step {run.progress.step}: {best}; {what_to_do}")
 
 
-def save_checkpoint(path, checkpoint):
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_atomic(path, buffer.getbuffer())
+class Console:
+    """The losses and the time since the last evaluation; a line for every evaluation, and one that moves in between."""
+
+    def __init__(self, run, verbose):
+        self.run, self.verbose, self.live, self.drawn = run, verbose, verbose and sys.stdout.isatty(), 0.0
+
+    def say(self, *words):
+        if self.verbose:
+            print(*words, flush=True)
+
+    def start_clock(self):
+        self.losses, self.since = [], time.perf_counter()
+
+    def stop_clock(self):
+        """Book the time spent learning; return the mean loss since the clock was started, or nan."""
+        spent = time.perf_counter() - self.since
+        self.run.progress.seconds += spent
+        self.pace = spent / max(1, len(self.losses))  # seconds per step
+        return torch.stack(self.losses).mean().item() if self.losses else math.nan
+
+    def stepped(self, loss):
+        self.losses.append(loss)
+        if self.run.progress.step % 10 == 0:  # a GPU has to wait when asked for a number, so not at every step
+            check_finite(self.run, loss.item())
+            if self.live and time.perf_counter() - self.drawn > 0.2:
+                self.drawn = time.perf_counter()
+                line = self.line(f"loss {loss:.4f}", (self.drawn - self.since) / len(self.losses))
+                print(f"\r\033[K{line}", end="", flush=True)
+
+    def row(self, improved):
+        """The last row of the history; then the clock runs again."""
+        _, _, train_loss, held_out, lr = self.run.progress.history[-1]
+        name = LOG_COLUMNS[3].removesuffix("_loss")
+        losses = f"train {train_loss:.4f}  {name} {held_out:.4f}{'*' if improved else ' '}  lr {lr:.2e}"
+        self.say("\r\033[K" * self.live + self.line(losses.replace("nan", "–"), self.pace).rstrip())
+        self.start_clock()
+
+    def line(self, losses, pace):
+        step, limit = self.run.progress.step, self.run.config.max_steps
+        head = f"step {step}/{limit}" if limit >= 0 else f"step {step}"
+        left = f"  {clock((limit - step) * pace)} left" if limit > step else ""
+        return f"{head:<18}  {losses}  " + (speed(self.run, pace) + left) * bool(self.losses)
 
 
-def load_checkpoint(path, program):
-    """Return the checkpoint at path, written by this program, or raise UserError. Checkpoints never run code."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}: train first, or point --work-dir at a trained folder") from None
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} is refused: it is corrupt, or carries code, which a checkpoint never needs") from None
-    except Exception:
-        raise UserError(f"{path} is corrupt: not a checkpoint, or cut short") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("program") != program:
-        raise UserError(f"{path} is not a checkpoint of {program}")
-    if missing := [key for key in CHECKPOINT_KEYS if key not in checkpoint]:
-        raise UserError(f"{path} is not complete: it lacks {', '.join(missing)}")
-    return checkpoint
+def speed(run, pace):
+    c = run.config
+    chars = c.batch_size * c.block_size  # per step
+    flops = chars * flops_per_char(run.model, c) / pace
+    words = f"{1000 * pace:6.1f} ms/step {chars / pace:9,.0f} chars/s {flops / 1e9:7,.0f} GFLOP/s"
+    return f"{words} ({100 * flops / run.peak:.0f} % of peak)"
 
 
-def make_work_dir(path):
-    """Create the folder if needed and make sure that files can be written there."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        probe = Path(path) / ".probe.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise UserError(f"cannot write in the folder {path}: {e.strerror}") from None
-    return Path(path)
+def flops_per_char(model, config):
+    """Operations to train on one character: 6 per weight of a matrix, and the attention's two products."""
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    layers = sum(isinstance(m, CausalSelfAttention) for m in model.modules())
+    return 6 * weights + 6 * layers * (config.n_embd or 0) * config.block_size
 
 
-def snapshot(model, optimizers, scaler, generator, progress, config, text):
-    """All that is needed to go on as if nothing had happened, or to write from the folder alone, as one plain dict."""
-    return dict(
-        program="gpt",
-        config=asdict(config),
-        progress=asdict(progress),
-        vocab=text.vocab.chars,
-        digest=text.digest,
-        model=model.state_dict(),
-        optimizers=[optimizer.state_dict() for optimizer in optimizers],
-        scaler=scaler.state_dict(),
-        batches=generator.get_state(),
-        rng=torch.get_rng_state(),
-        cuda_rng=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    )
+def introduce(run):
+    """Say what is about to happen, and why so."""
+    c, plan, processes = run.config, run.plan, run.processes
+    sizes = ", ".join(f"{high - low:,} {name}" for name, (low, high) in run.data.parts.items() if name != "all")
+    run.console.say(f"data: {c.input_file}: {sizes} characters, {len(run.vocab)} distinct")
+    if c.init_from:
+        new = f"; new characters, to be learned: {run.new_chars!r}" if run.new_chars else ""
+        run.console.say(f"init: from {c.init_from}{new}")
+    how = f"{plan.dtype}{', compiled' * plan.compile}{f', {processes.size} processes' * (processes.size > 1)}"
+    run.console.say(f"device: {plan.device}, {how} ({plan.why})")
+    size = sum(p.numel() for p in run.model.parameters())
+    batch = f"{c.batch_size} contexts of {c.block_size} a step"
+    run.console.say(f"model: {c.preset}, {size:,} parameters, {batch}, {c.optimizer or 'adamw'}")
 
 
-CHECKPOINT_KEYS = (
-    *("config", "progress", "vocab", "digest", "model", "optimizers"),
-    *("scaler", "batches", "rng", "cuda_rng"),
-)
-
-
-def restore(checkpoint, optimizers, scaler, generator):
-    """Undo `snapshot` for everything but the model, and return the progress."""
-    for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
-    if checkpoint["scaler"] and scaler.is_enabled():
-        scaler.load_state_dict(checkpoint["scaler"])
-    generator.set_state(checkpoint["batches"])
-    torch.set_rng_state(checkpoint["rng"])
-    if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-    return Progress(**checkpoint["progress"])
-
-
-def open_model(checkpoint):
-    """Rebuild (model, vocab, config) from a checkpoint alone."""
-    try:
-        config = Config(**checkpoint["config"])
-        vocab = Vocab(checkpoint["vocab"])
-        model = build(config, len(vocab))
-        model.load_state_dict(checkpoint["model"])
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise UserError(f"the checkpoint does not fit this version of gpt: {str(e).splitlines()[0]}") from None
-    return model, vocab, config
-
-
-def transplant(model, checkpoint, chars):
-    """Copy a trained model's weights into one that knows more characters; return those that are new to it."""
-    old = checkpoint["vocab"]
-    places = torch.tensor([chars.index(c) for c in old])
-    state = model.state_dict()
-    for name, weight in checkpoint["model"].items():
-        rows = torch.cat((places, torch.tensor([len(chars)]))) if "before" in name else places
-        if state[name].shape == weight.shape:
-            state[name].copy_(weight)
-        elif name == "table.weight":
-            state[name][places[:, None], places] = weight
-        else:
-            state[name][rows] = weight
-    return "".join(c for c in chars if c not in old)
+def write(run):
+    """Print config.num_samples texts: a single one as it comes into being, several when they are complete."""
+    if run.config.num_samples == 1:
+        try:
+            for piece in run.stream():
+                print(piece, end="", flush=True)
+        finally:
+            print()
+    else:
+        for i, text in enumerate(run.generate(num_samples=run.config.num_samples), 1):
+            print(f"--- {i} of {run.config.num_samples} ---\n{text}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Figures
 
+BLUE, RED = "#8fb8de", "#c8553d"
 
-def plot_losses(path, history, best_step, vocab_size, title):
-    """Draw the rows of log.csv: the train and dev loss over the steps, and where the best model stands."""
-    import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+@contextlib.contextmanager
+def drawing(path, rows=1, columns=1, size=(7, 4.2)):
+    """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    steps, _, train_loss, dev_loss, _ = zip(*history, strict=True)
-    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    ax.plot(steps, train_loss, color="#8fb8de", label="train (mean since the last evaluation)")
-    ax.plot(steps, dev_loss, color="#c8553d", label="val")
-    best = min(dev_loss)
-    ax.plot(best_step, best, "o", color="#c8553d", markersize=5)
-    ax.annotate(f"best {best:.4f}", (best_step, best), (0, 9), textcoords="offset points", ha="right", color="#c8553d")
-    uniform = math.log(vocab_size)
-    ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":")
-    ax.text(0, uniform, f" ln {vocab_size} = {uniform:.2f}: knows nothing", color="0.45", va="bottom", fontsize=8)
-    ax.set(
-        title=title,
-        xlabel="step",
-        ylabel="nats per character",
-        ylim=(min(*dev_loss, *train_loss[1:], best) - 0.05, uniform + 0.15),
-    )
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for ax in np.ravel(axes):
+        ax.spines[["top", "right"]].set_visible(False)
+    yield axes
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    plt.close(figure)
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=110)
     write_atomic(path, buffer.getvalue())
 
 
-def attention_maps(model, idx):
-    """The attention weights of every layer, (n_layer, H, T, T), while reading idx (T,)."""
-    heads = [block.attention for block in model.blocks]
-    for head in heads:
-        head.weights = []
-    try:
-        with inference(model):
-            model(idx[None])
-        return torch.stack([head.weights[0][0] for head in heads]).float().cpu()
-    finally:
-        for head in heads:
-            head.weights = None
+def plot_losses(run):
+    """Draw the rows of log.csv as loss.png: both losses over the steps, and where the best model stands."""
+    steps, _, train_loss, held_out, _ = zip(*run.progress.history, strict=True)
+    name, best, uniform = LOG_COLUMNS[3].removesuffix("_loss"), min(held_out), math.log(len(run.vocab))
+    bottom = min(*held_out, *(x for x in train_loss if x == x), uniform) - 0.05
+    with drawing(run.folder / "loss.png") as ax:
+        ax.plot(steps, train_loss, color=BLUE, label="train (mean since the last evaluation)")
+        ax.plot(steps, held_out, color=RED, label=name)
+        title = f"{getattr(run.config, KIND)} on {Path(run.config.input_file).name}"
+        ax.set(title=title, xlabel="step", ylabel="nats per character", ylim=(bottom, uniform + 0.15))
+        ax.legend(frameon=False)
+        ax.plot(run.progress.best_step, best, "o", color=RED, markersize=5)
+        where = dict(xytext=(0, 9), textcoords="offset points", ha="right")
+        ax.annotate(f"best {best:.4f}", (run.progress.best_step, best), color=RED, **where)
+        ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":")
+        nothing = f" ln {len(run.vocab)} = {uniform:.2f}: knows nothing"
+        ax.text(0, uniform, nothing, color="0.45", va="bottom", fontsize=8)
+
+
+def plot_curves(ax, curves, **look):
+    """Draw (x, y, color, label) each, with a legend; `look` goes to ax.set."""
+    for x, y, color, label in curves:
+        ax.plot(x, y, color=color, label=label, linewidth=1.2)
+    ax.legend(frameon=False, fontsize=8)
+    ax.set(**look)
 
 
 def plot_attention(path, maps, text):
     """Draw maps (n_layer, H, T, T): in each row, where the character on the left looks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     n_layer, n_head, T, _ = maps.shape
     size = max(1.8, min(4.0, 0.16 * T))
-    figure, axes = plt.subplots(
-        n_layer, n_head, figsize=(size * n_head + 0.6, size * n_layer + 0.8), squeeze=False, layout="constrained"
-    )
-    labels = [{"\n": "¶", " ": "␣"}.get(c, c) for c in text]
-    for i, row in enumerate(axes):
-        for j, ax in enumerate(row):
-            ax.imshow(maps[i, j].sqrt().numpy(), cmap="magma", vmin=0, vmax=1)  # the root shows the faint ones
-            ax.set_xticks(range(T) if T <= 40 else [], labels if T <= 40 else [], fontsize=6, family="monospace")
-            ax.set_yticks(range(T) if T <= 40 else [], labels if T <= 40 else [], fontsize=6, family="monospace")
+    labels = [{"\n": "¶", " ": "␣"}.get(c, c) for c in text] if T <= 40 else []
+    with drawing(path, n_layer, n_head, (size, size)) as axes:
+        np.ravel(axes)[0].figure.suptitle("where each character (row) looks (column)", fontsize=9)
+        for i, ax in enumerate(np.ravel(axes)):
+            layer, head = divmod(i, n_head)
+            ax.imshow(np.sqrt(maps[layer, head]), cmap="magma", vmin=0, vmax=1)  # the root shows the faint ones
+            ax.set_xticks(range(len(labels)), labels, fontsize=6, family="monospace")
+            ax.set_yticks(range(len(labels)), labels, fontsize=6, family="monospace")
             ax.tick_params(length=0)
-            ax.set_title(f"layer {i + 1}, head {j + 1}", fontsize=8)
-    figure.suptitle("where each character (row) looks (column)", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    write_atomic(path, buffer.getvalue())
+            ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Command line
+# Command line: every mode is a few lines on top of a Run
 
 
-def preset_table():
-    """The presets and their defaults, for --help."""
-    lines = ["presets for --preset, and what they set:"]
-    for name, entry in PRESETS.items():
-        flags = " ".join(f"--{k.replace('_', '-')} {v}".replace(" True", "") for k, v in entry.defaults.items())
-        lines += [
-            f"  {name:<8} {entry.about}",
-            *textwrap.wrap(flags, 105, initial_indent=" " * 11, subsequent_indent=" " * 11),
-        ]
-    return "\n".join(lines)
+def do_train(run):
+    """The main job: train, report, write. Returns 128 + signal if it was stopped by one."""
+    introduce(run)
+    run.train()
+    losses = "train {:.4f} val {:.4f}".format(*(run.evaluate(part) for part in ("train", "val")))
+    run.console.say(f"final: {losses} nats/char (best at step {run.progress.best_step})")
+    if run.processes.rank == 0:
+        write(run)
+        plot_losses(run)
+    run.processes.sum(0)  # all leave together
+    return 128 + run.stop.signum if run.stop.signum else 0
 
 
-def refuse_changes(given, trained, reason, free=()):
-    """Raise UserError where a flag contradicts what a model already is."""
-    for f in fields(Config):
-        if f.metadata["fixed"] and f.name not in free and given.get(f.name, old := getattr(trained, f.name)) != old:
-            flag = "--" + f.name.replace("_", "-")
-            raise UserError(f"{flag} {given[f.name]}: {reason} was trained with {old}; leave {flag} out")
+def do_eval(run):
+    tokens = run.vocab.encode("".join(read_chunks(run.config.eval)))
+    loss = run.evaluate("all", Text(tokens, run.vocab))
+    print(f"eval: {loss:.4f} nats/char over {len(tokens) - 1} characters")
 
 
-def lasting(config, resumed):
-    """The settings of a trained model; what was for its run only is back at its default, unless that run goes on."""
-    kept = ("data", "model", "training", *["run"] * resumed)
-    return replace(config, **{f.name: f.default for f in fields(config) if f.metadata["group"] not in kept})
+def do_attention(run):
+    text, path = run.config.attention[-run.config.block_size :], run.folder / "attention.png"
+    plot_attention(path, run.attention(text), text)
+    print(f"attention: {path}")
 
 
-def configure(given, plan, trained=None):
-    """Settings given explicitly win over those of a trained model, or else of the preset's defaults."""
-    if trained and not given.get("init_from"):
-        free = () if "resume" in given else ("seed",)  # other samples from the same model are welcome
-        refuse_changes(given, trained, "the model in this folder", free)
-        return replace(trained, **given)
-    preset = given.get("preset", "auto")
-    if trained:  # another text: the shape stays, all else is new
-        refuse_changes(given, trained, given["init_from"], ("seed", "optimizer"))
-        shape = {f.name: getattr(trained, f.name) for f in fields(Config) if f.metadata["group"] == "model"}
-        given, preset = {**shape, **given}, trained.preset
-    elif preset == "auto":
-        preset = "mini" if plan.device.type == "cpu" else "baby"
-    if preset not in PRESETS:
-        raise UserError(f"--preset {preset} is unknown: choose among {', '.join(PRESETS)}")
-    defaults = PRESETS[preset].defaults
-    if given.get("optimizer") == "adamw" and defaults.get("optimizer") != "adamw":
-        defaults = {**defaults, **ADAMW}
-    return replace(Config(), **{**defaults, **given, "preset": preset})
-
-
-def check_text(head, config):
-    """Raise UserError where the text is too short for the context."""
-    n, n1 = head["count"], train_size(head["count"])
-    if n1 <= config.block_size or n - n1 < 2:
-        need = max(20, math.ceil((config.block_size + 1) / 0.9) + 1)
-        raise UserError(
-            f"{config.input_file} has {n:,} characters: --block-size {config.block_size} needs {need:,}, or lower it"
-        )
-
-
-def check_shares(config, size):
-    """Raise UserError where the batch cannot be divided evenly among processes and pieces."""
-    pieces = max(1, config.grad_accum)
-    if config.batch_size % (size * pieces):
-        raise UserError(
-            f"--batch-size {config.batch_size} does not divide evenly among {size} process{'es'[: 2 * (size > 1)]}"
-            f" times --grad-accum {pieces}: take a multiple of {size * pieces}"
-        )
-
-
-def build(config, vocab_size):
-    torch.manual_seed(config.seed)
-    return PRESETS[config.preset].model(config, vocab_size)
-
-
-def use(model, vocab, config, plan, work_dir, limit):
-    """Score a file, draw the attention or write, with a trained model."""
-    if config.eval:
-        tokens = vocab.encode(read_text(config.eval))
-        if len(tokens) < 2:
-            raise UserError(f"{config.eval} is too short to be scored: the first character has nothing before it")
-        text = Text(lambda: tokens, vocab, {"all": (0, len(tokens))})
-        loss = evaluate(model, text, "all", replace(config, eval_chars=limit), plan, World())
-        print(f"eval: {loss:.4f} nats/char over {len(tokens) - 1} characters")
-    elif config.attention:
-        if not hasattr(model, "blocks"):
-            raise UserError(f"--attention: a {config.preset} has none")
-        text = config.attention[-config.block_size :]
-        maps = attention_maps(model, torch.from_numpy(vocab.encode(text)).to(plan.device))
-        plot_attention(work_dir / "attention.png", maps, text)
-        print(f"attention: {work_dir / 'attention.png'}")
-    else:
-        write(model, vocab, config)
-
-
-def prepare_text(config, vocab, digest, world, work_dir):
-    """Check text and settings against each other, then make the work folder and encode what is not yet. Return a Text.
-
-    vocab is that of a model that goes on, and digest the text's that it began with, where there are.
-    """
-    tokens_path = work_dir / "tokens.bin"
-    # first the process that writes, then one on every other machine, then those that only read
-    turn = min(world.rank, 1) + min(world.local_rank, 1)
-    for now in range(3 if world.size > 1 else 1):
-        if now == turn:
-            head = survey(config.input_file, tokens_path, vocab.chars if vocab else "")
-            if digest and head["source"]["sha256"] != digest:
-                raise UserError(f"{config.input_file} has changed: --resume needs the text that the run began with")
-            check_text(head, config)
-            read_prompt(config.prompt, Vocab(head["chars"]))
-            make_work_dir(work_dir)
-            if read_header(tokens_path)[0] != head:
-                encode_file(config.input_file, head, tokens_path)
-        world.sum(0)
-    return open_text(tokens_path)
-
-
-def run(argv, world):
-    """Do what the command line asks for and return the exit status."""
-    given = parse_args(argv, "gpt", "Train a GPT on any text, then let it write.", preset_table(), Config)
-    modes = [mode for mode in ("resume", "sample_only", "eval", "attention", "init_from") if given.get(mode)]
-    if len(modes) > 1:
-        raise UserError(f"--{modes[0]} and --{modes[1]} do not go together".replace("_", "-"))
-    check_ranges(given, Config)
-    work_dir = Path(given.get("work_dir", Config.work_dir))
-    mode, checkpoint, model, vocab, trained = modes[0] if modes else "", None, None, None, None
-    if mode:
-        name = "last.pt" if mode == "resume" else "model.pt"
-        checkpoint = load_checkpoint(given.get("init_from") or work_dir / name, "gpt")
-        model, vocab, trained = open_model(checkpoint)
-        trained = lasting(trained, mode == "resume")
-    plan = look_around(replace(trained if mode == "resume" else Config(), **given), world)
-    config = configure(given, plan, trained)
-    if mode in ("sample_only", "eval", "attention"):
-        use(model.to(plan.device), vocab, config, plan, work_dir, given.get("eval_chars", 0))
-        return 0
-
-    # a new model, a model that goes on, or one that learns another text
-    check_shares(config, world.size)
-    if not mode:
-        build(config, 2)  # an impossible shape is told before the text is read
-    world.open(plan.device)
-    text = prepare_text(config, vocab, checkpoint["digest"] if mode == "resume" else "", world, work_dir)
-    new = ""
-    if mode != "resume":
-        model = build(config, len(text.vocab))
-        new = transplant(model, checkpoint, text.vocab.chars) if checkpoint else ""
-    model.to(plan.device)
-    torch.manual_seed(config.seed + world.rank)  # dropout falls differently on every share of the batch
-    if world.rank == 0:
-        introduce(model, text, config, plan, world, new)
-    signum = train(model, text, config, plan, world, work_dir, checkpoint if mode == "resume" else None)
-
-    world.sum(0)  # until everything is written
-    model.load_state_dict(load_checkpoint(work_dir / "model.pt", "gpt")["model"])
-    losses = [evaluate(model, text, part, config, plan, world) for part in ("train", "val")]
-    if world.rank == 0:
-        progress = load_checkpoint(work_dir / "last.pt", "gpt")["progress"]
-        title = f"{config.preset} on {Path(config.input_file).name}"
-        plot_losses(work_dir / "loss.png", progress["history"], progress["best_step"], len(text.vocab), title)
-        print("final: train {:.4f} val {:.4f} nats/char".format(*losses), f"(best at step {progress['best_step']})")
-        write(model, text.vocab, config)
-    world.sum(0)  # all leave together
-    return 128 + signum if signum else 0
-
-
-def introduce(model, text, config, plan, world, new):
-    """Say what is about to happen, and why so."""
-    sizes = ", ".join(f"{high - low:,} {name}" for name, (low, high) in text.parts.items())
-    print(f"data: {config.input_file}: {sizes} characters, {len(text.vocab)} distinct")
-    if config.init_from:
-        print(f"init: from {config.init_from}" + (f"; new characters, to be learned: {new!r}" if new else ""))
-    processes = f", {world.size} processes" if world.size > 1 else ""
-    print(f"device: {plan.device}, {plan.dtype}{', compiled' if plan.compile else ''}{processes} ({plan.why})")
-    size = sum(p.numel() for p in model.parameters())
-    batch = f"{config.batch_size} contexts of {config.block_size} a step"
-    print(f"model: {config.preset}, {size:,} parameters, {batch}, {config.optimizer}", flush=True)
+# A function of a run, the checkpoint that it opens, and the settings and groups of settings that it reads
+Mode = namedtuple("Mode", "do opens reads")
+MODES = {
+    "train": Mode(do_train, "", "data model training sampling run"),
+    "resume": Mode(do_train, "last.pt", "data dropout training sampling run"),
+    "init_from": Mode(do_train, "model.pt", "data model training sampling run"),
+    "sample_only": Mode(write, "model.pt", "sampling seed work_dir device"),
+    "eval": Mode(do_eval, "model.pt", "work_dir device dtype eval_chars"),
+    "attention": Mode(do_attention, "model.pt", "work_dir device"),
+}
+MEMORY_HINT = "cut the batch with --grad-accum 4, or lower --batch-size, --block-size, --n-embd or --n-layer"
 
 
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a console that lacks a character shows '?' instead
-    world = World()
     try:
-        return run(sys.argv[1:] if argv is None else argv, world)
+        given = parse_args(sys.argv[1:] if argv is None else argv)
+        mode = mode_of(given)
+        if "work_dir" in reads(mode):
+            given.setdefault("work_dir", "out")
+        return MODES[mode].do(start_run(given, verbose=True)) or 0
     except UserError as e:
-        print("gpt:", *str(e).splitlines(), file=sys.stderr)
+        print(f"{PROGRAM}:", *str(e).splitlines(), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as e:
         if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
             raise
-        hint = "cut the batch with --grad-accum 4, or lower --batch-size, --block-size, --n-embd or --n-layer"
-        print(f"gpt: out of memory: {hint}", file=sys.stderr)
+        print(f"{PROGRAM}: out of memory: {MEMORY_HINT}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print()
         return 130
     except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    finally:
-        world.close()
 
 
 if __name__ == "__main__":
     sys.exit(main())
+

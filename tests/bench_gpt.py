@@ -155,24 +155,20 @@ NAMES = {
 }
 PARTS = {
     "ln_1.weight": "norm1.gain",
-    "attn.c_attn.weight": "attention.qkv.weight",
-    "attn.c_proj.weight": "attention.proj.weight",
+    "attn.c_attn.weight": "attn.qkv.weight",
+    "attn.c_proj.weight": "attn.proj.weight",
+    "ln_2.weight": "norm2.gain",
+    "mlp.c_fc.weight": "mlp.up.weight",
+    "mlp.c_proj.weight": "mlp.proj.weight",
 }
-PARTS |= {"ln_2.weight": "norm2.gain", "mlp.c_fc.weight": "think.up.weight", "mlp.c_proj.weight": "think.proj.weight"}
 
 
 def bench_sample(nano, characters=1000, rounds=3):
     """Writing from the same weights, with a context of 256."""
     torch.manual_seed(0)
-    theirs = nano.model(**{**SHAPE, "block_size": 256}, bias=False, vocab_size=65)
-    config = replace(
-        gpt.Config(),
-        preset="gpt2",
-        **gpt.GPT2,
-        **{**SHAPE, "block_size": 256},
-        max_new_tokens=characters,
-        temperature=0.8,
-    )
+    shape = {**SHAPE, "block_size": 256}
+    theirs = nano.model(**shape, bias=False, vocab_size=65)
+    config = gpt.configure(dict(preset="gpt2", **shape, max_new_tokens=characters, temperature=0.8))
     mine = gpt.build(config, 65).eval()
     state = {}
     for name, weight in theirs.state_dict().items():
@@ -190,10 +186,10 @@ def bench_sample(nano, characters=1000, rounds=3):
         theirs.generate(idx[:, :1], characters, temperature=0.8)
         a.append(time.perf_counter() - start)
         start = time.perf_counter()
-        tokens = list(gpt.generate(mine, idx[:, :1], config, torch.Generator().manual_seed(0)))
+        tokens = list(gpt.continuation(mine, idx[:, :1], config))
         b.append(time.perf_counter() - start)
     short = replace(config, max_new_tokens=300)
-    slow = list(gpt.generate(mine, idx[:, :1], short, torch.Generator().manual_seed(0), cached=False))
+    slow = list(gpt.continuation(mine, idx[:, :1], short, cached=False))
     assert all(map(torch.equal, slow, tokens)), "cached and uncached sampling differ"
     a, b = statistics.median(a), statistics.median(b)
     print(

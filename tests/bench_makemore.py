@@ -89,7 +89,7 @@ def results(data, only, root):
     if only in ("", "mix"):
         names = [folder_of(name) for name in MIX]
         final, seconds, out, memory = run_row(f"{root}/mix", "--mix " + ",".join(f"{root}/{n}" for n in names), data)
-        shares = ", ".join(re.findall(r"^(\d\.\d+)  \d", out, re.M))
+        shares = ", ".join(re.findall(r"^ (\d\.\d+)  \d", out, re.M))
         cells = f"`--mix {','.join(names)}` | shares {shares} | {' | '.join(final)}"
         print(f"| the three of them, mixed | {cells} | {makemore.clock(seconds)} | {memory:.0f} MB |")
 
@@ -112,7 +112,7 @@ def compare(path, data, steps, batch, chunk=50):
     theirs = load_upstream(path)
     corpus = makemore.load_corpus(makemore.Config(input_file=data))
     chars = list(corpus.vocab.chars)
-    split = {name: theirs.CharDataset(getattr(corpus, name), chars, corpus.longest) for name in ("train", "test")}
+    split = {part: theirs.CharDataset(corpus.lines(part), chars, corpus.longest) for part in ("train", "test")}
     per_line = sum(map(len, corpus.train)) / len(corpus.train) + 1
     shared = dict(n_layer=4, n_head=4, n_embd=64, n_embd2=64)
     print("| type | upstream ms | ours ms | ratio | upstream test | our test |\n|---|--:|--:|--:|--:|--:|")
@@ -126,11 +126,11 @@ def compare(path, data, steps, batch, chunk=50):
 
         own = dict(shared, n_layer=1) if kind in ("mlp", "rnn", "gru") else shared  # upstream's have one layer each
         windows = dict(block_size=corpus.longest + 1) if kind == "mlp" else {}
-        config = makemore.configure(dict(type=kind, input_file=data, dropout=0.0, init="torch", **own, **windows))
-        model, config = makemore.build(config, len(corpus.vocab), corpus.longest)
-        examples = makemore.examples(model, corpus.train, corpus.vocab, config, "cpu")
+        given = dict(type=kind, input_file=data, device="cpu", dropout=0.0, init="torch", **own, **windows)
+        run = makemore.start_run({name: value for name, value in given.items() if name in makemore.uses(kind)})
+        model, examples = run.model, run.examples("train")
         rows = round(batch * per_line) if model.windowed else batch
-        optimizer = makemore.make_optimizer(model, config)
+        optimizer = makemore.make_optimizer(model, run.config)
         generator = torch.Generator().manual_seed(1)
 
         def their_step(loader=loader, model=their_model, optimizer=their_optimizer):
@@ -157,7 +157,7 @@ def compare(path, data, steps, batch, chunk=50):
         x, y = (torch.stack(t) for t in zip(*(split["test"][i] for i in range(len(split["test"]))), strict=True))
         with torch.no_grad():
             their_loss = makemore.cross_entropy(their_model.eval()(x)[0], y).item()
-        our_loss, _ = makemore.evaluate(model, makemore.examples(model, corpus.test, corpus.vocab, config, "cpu"))
+        our_loss = run.evaluate("test")
         a, b = median(spent[their_step]), median(spent[our_step])
         print(f"| {kind} | {a:.2f} | {b:.2f} | {a / b:.1f} | {their_loss:.4f} | {our_loss:.4f} |", flush=True)
 
@@ -169,7 +169,8 @@ def long_file(lines, kind):
         path = Path(folder) / "long.txt"
         path.write_text("\n".join(draw.choice(seeds) + draw.choice(seeds)[:4] for _ in range(lines)))
         began = time.perf_counter()
-        flags = ["--max-steps", "200", "-o", f"{folder}/out", "--num-samples", "5"]
+        flags = ["-o", f"{folder}/out", "--num-samples", "5"]
+        flags += ["--max-steps", "200"] if "max_steps" in makemore.uses(kind) else []
         makemore.main(["-i", str(path), "--type", kind, *flags])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{lines:,} lines: {time.perf_counter() - began:.1f} s in all, peak memory {peak:.0f} MB")

@@ -8,10 +8,17 @@ os.environ["OMP_NUM_THREADS"] = (
 )
 
 
+def fitting(kind, **given):
+    """Of these settings of makemore, those that this type of model uses."""
+    import makemore  # not before the number of threads is set
+
+    return {name: value for name, value in given.items() if name in makemore.uses(kind)}
+
+
 @pytest.fixture
 def cli(capsys):
     """Run makemore's command line in this process: (status, out, err), where warnings count as err."""
-    import makemore  # not before the number of threads is set
+    import makemore
 
     def run(*argv):
         with warnings.catch_warnings(record=True) as caught:

@@ -5,10 +5,13 @@ import math
 import os
 import pickle
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +29,12 @@ import gpt  # noqa: E402
 
 NAMES, VERBS, BEASTS = ("Ann", "Bob", "Cid"), ("saw", "fed", "hid"), ("cat", "dog", "eel", "fox")
 TEXT = "".join(f"{a} {b} the {c}.\n" for a in NAMES for b in VERBS for c in BEASTS) * 6
-TINY = ["--device=cpu", "--block-size=16", "--n-layer=2", "--n-head=2", "--n-embd=16", "--batch-size=4"]
-TINY += ["--eval-chars=400", "--max-new-tokens=8"]
+TINY = dict(device="cpu", block_size=16, n_layer=2, n_head=2, n_embd=16, batch_size=4, eval_chars=400, max_new_tokens=8)
+OPENING = ("resume", "init_from", "sample_only", "eval", "attention")  # the modes that begin with a trained model
 SHAPES = dict(block_size=12, n_layer=2, n_head=2, n_embd=16)
 VARIANTS = {
     "mini": dict(preset="mini", **SHAPES),
-    "gpt2": dict(preset="gpt2", **gpt.GPT2, **SHAPES),
+    "gpt2": dict(preset="gpt2", **SHAPES),
     "layer-rotary": dict(preset="mini", norm="layer", lookback=1, **SHAPES),
     "learned-lookback": dict(preset="mini", positions="learned", lookback=3, activation="gelu", **SHAPES),
     "bigram": dict(preset="bigram", block_size=12),
@@ -39,9 +42,14 @@ VARIANTS = {
 CPU = gpt.Plan(torch.device("cpu"), "float32", False, "")
 
 
+def settled(variant, **given):
+    """The complete settings of a variant."""
+    return gpt.configure({**VARIANTS[variant], **given})
+
+
 @pytest.fixture(params=VARIANTS, ids=str)
 def variant(request):
-    return replace(gpt.Config(), **VARIANTS[request.param])
+    return settled(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -69,20 +77,32 @@ def shaken(config, vocab_size=11):
     return model.eval()
 
 
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def small(*args):
+    """These arguments, behind as many of TINY as the mode and the preset that they ask for use: they overrule them."""
+    args = [str(arg) for arg in args]
+    mode = next((mode for mode in OPENING if flag(mode) in args), "train")
+    used = gpt.reads(mode) & gpt.uses(args[args.index("--preset") + 1] if "--preset" in args else "mini")
+    return [*(f"{flag(name)}={value}" for name, value in TINY.items() if name in used), *args]
+
+
 def run(*args):
-    """Run the command line in this process, with small settings that later ones overrule."""
-    return gpt.main([*TINY, *map(str, args)])
+    """Run the command line in this process, with small settings."""
+    return gpt.main(small(*args))
 
 
 def command(*args, program=(sys.executable,), env=None):
     """Start the command line as a process of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
-    argv = [*program, str(ROOT / "gpt.py"), *TINY, *map(str, args)]
+    argv = [*program, str(ROOT / "gpt.py"), *small(*args)]
     return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def weights(folder, name="last.pt"):
-    return gpt.load_checkpoint(Path(folder) / name, "gpt")
+    return gpt.load_checkpoint(Path(folder) / name)
 
 
 def same(a, b):
@@ -135,13 +155,12 @@ def test_written_out_attention_is_the_fused_kernel(queries):
 
 
 def test_attention_maps_leave_the_logits_alone():
-    config = replace(gpt.Config(), **VARIANTS["mini"])
-    model, idx = shaken(config), torch.randint(11, (12,))
+    model, idx = shaken(settled("mini")), torch.randint(11, (12,))
     fused = model(idx[None])
     maps = gpt.attention_maps(model, idx)
     assert maps.shape == (2, 2, 12, 12)
     assert torch.allclose(maps.sum(-1), torch.ones(2, 2, 12))
-    model.blocks[0].attention.weights, model.blocks[1].attention.weights = [], []
+    model.blocks[0].attn.weights, model.blocks[1].attn.weights = [], []
     assert torch.allclose(model(idx[None]), fused, atol=1e-5)
 
 
@@ -256,7 +275,7 @@ def test_muon_is_its_formula():
 def encoded(path, folder):
     head = gpt.survey(path, folder / "tokens.bin")
     gpt.encode_file(path, head, folder / "tokens.bin")
-    return gpt.open_text(folder / "tokens.bin")
+    return gpt.TokenFile(folder / "tokens.bin")
 
 
 ALPHABET = st.characters(exclude_characters="\0", exclude_categories=("Cs",))
@@ -275,7 +294,7 @@ def test_any_text_survives_the_encoder(tmp_path_factory, text, chunk, bom):
             return
         got = encoded(path, folder)
     expected = text.removeprefix("\ufeff" * (not bom)).replace("\r\n", "\n").replace("\r", "\n")
-    assert got.vocab.decode(got.tokens()) == expected
+    assert got.vocab.decode(got.tokens) == expected
     assert got.vocab.chars == "".join(sorted(set(expected)))
 
 
@@ -285,8 +304,8 @@ def test_tokens_take_the_smallest_type(tmp_path, distinct, dtype):
     text = "".join(map(chr, range(0x10000, 0x10000 + distinct)))
     path.write_text(text, encoding="utf-8")
     got = encoded(path, tmp_path)
-    assert got.tokens().dtype == dtype
-    assert got.vocab.decode(got.tokens()) == text
+    assert got.tokens.dtype == dtype
+    assert got.vocab.decode(got.tokens) == text
 
 
 def test_encoding_is_reused_only_where_the_text_is_the_same(tmp_path, corpus, monkeypatch):
@@ -349,10 +368,10 @@ def test_a_limited_evaluation_looks_at_so_many_inside_the_part(count, block, lim
 
 def test_evaluation_is_the_mean_over_all_predictions(tmp_path, corpus):
     text = encoded(corpus, tmp_path)
-    config = replace(gpt.Config(), **VARIANTS["mini"], eval_chars=0)
+    config = settled("mini", eval_chars=0)
     model = shaken(config, len(text.vocab)).train()
     low, high = text.parts["val"]
-    tokens = torch.from_numpy(np.array(text.tokens()[low:high])).long()
+    tokens = torch.from_numpy(np.array(text.tokens[low:high])).long()
     model.eval()
     nll = [
         gpt.cross_entropy(
@@ -361,7 +380,7 @@ def test_evaluation_is_the_mean_over_all_predictions(tmp_path, corpus):
         for i in range(0, len(tokens) - 1, 12)
     ]
     model.train()
-    got = gpt.evaluate(model, text, "val", config, CPU, gpt.World())
+    got = gpt.Run(config, text, model, CPU).evaluate("val")
     assert got == pytest.approx(sum(nll).item() / (len(tokens) - 1), abs=1e-6)
     assert model.training
 
@@ -373,30 +392,30 @@ def test_the_cache_changes_nothing(variant):
     """Far past the context length, for every kind of model: the same logits, so the same characters."""
     model, idx = shaken(variant), torch.randint(11, (3, 5))
     config = replace(variant, max_new_tokens=40, temperature=1.0)
-    texts = [
-        torch.stack(list(gpt.generate(model, idx, config, torch.Generator().manual_seed(1), cached)))
-        for cached in (True, False)
-    ]
+    texts = [torch.stack(list(gpt.continuation(model, idx, config, cached))) for cached in (True, False)]
     assert torch.equal(*texts)
-    cache = model.new_cache(3)
-    idx = torch.randint(11, (3, 12))
-    pieces = [model(part, cache) for part in idx.split([4, 1, 1, 3, 3], 1)]
-    assert torch.allclose(torch.cat(pieces, 1), model(idx), atol=1e-5)
+    assert hasattr(model, "new_cache") == (variant.preset != "bigram")  # which is called on the whole context
+    if variant.preset != "bigram":
+        cache = model.new_cache(3)
+        idx = torch.randint(11, (3, 12))
+        pieces = [model(part, cache) for part in idx.split([4, 1, 1, 3, 3], 1)]
+        assert torch.allclose(torch.cat(pieces, 1), model(idx), atol=1e-5)
 
 
 def test_a_prompt_longer_than_the_context_and_a_context_of_one():
     for block_size in (1, 2, 12):
-        config = replace(gpt.Config(), **{**VARIANTS["mini"], "block_size": block_size}, max_new_tokens=7)
-        out = list(gpt.generate(shaken(config), torch.randint(11, (2, 30)), config, torch.Generator().manual_seed(0)))
+        config = settled("mini", block_size=block_size, max_new_tokens=7)
+        out = list(gpt.continuation(shaken(config), torch.randint(11, (2, 30)), config))
         assert len(out) == 7 and out[0].shape == (2,)
 
 
 def test_writing_is_blind_to_the_mode_it_finds(corpus):
-    model = shaken(replace(gpt.Config(), **VARIANTS["mini"], dropout=0.5)).train()
-    config = replace(gpt.Config(), max_new_tokens=20)
-    a, b = (list(gpt.generate(model, torch.zeros(1, 1).long(), config, torch.Generator().manual_seed(3))) for _ in "ab")
+    config = settled("mini", dropout=0.5, max_new_tokens=20, seed=3)
+    model, state = shaken(config).train(), torch.get_rng_state()
+    a, b = (list(gpt.continuation(model, torch.zeros(1, 1).long(), config)) for _ in "ab")
     assert torch.equal(torch.stack(a), torch.stack(b))
     assert model.training
+    assert torch.equal(torch.get_rng_state(), state)  # and to the random numbers of training
 
 
 @pytest.fixture(scope="module")
@@ -436,23 +455,109 @@ def test_sampling_from_the_folder_alone(trained, capsys, tmp_path):
 
 
 def test_eval_scores_any_file(trained, capsys, tmp_path):
-    low, high = gpt.open_text(trained / "tokens.bin").parts["val"]
+    low, high = gpt.TokenFile(trained / "tokens.bin").parts["val"]
     path = tmp_path / "v.txt"
     path.write_text(TEXT[low:high], encoding="utf-8")
     assert run("-o", trained, "--eval", path) == 0
     out = capsys.readouterr().out
     found = re.fullmatch(r"eval: ([\d.]+) nats/char over (\d+) characters\n", out)
     assert int(found[2]) == high - low - 1
-    model, _, config = gpt.open_model(weights(trained, "model.pt"))
-    text = gpt.open_text(trained / "tokens.bin")
-    exact = gpt.evaluate(model, text, "val", replace(config, eval_chars=0), CPU, gpt.World())
+    opened = gpt.load(trained, device="cpu", eval_chars=0)
+    exact = opened.evaluate("val")
     assert float(found[1]) == pytest.approx(exact, abs=1e-4)
+    each = opened.score(TEXT[low:high])  # the same, character by character
+    assert each.shape == (high - low - 1,) and each.mean() == pytest.approx(exact, abs=1e-5)
 
 
 def test_attention_is_drawn(trained):
     assert run("-o", trained, "--attention", "Bob saw the fox.\nAnn hid") == 0
     assert (trained / "attention.png").read_bytes()[:4] == b"\x89PNG"
     (trained / "attention.png").unlink()
+
+
+def test_a_prefix_is_a_prompt(trained, capsys):
+    assert run("-o", trained, "--sample-only", "--prompt", "Bob saw") == 0
+    told = capsys.readouterr().out
+    assert run("-o", trained, "--sample-only", "--prefix", "Bob saw") == 0
+    assert capsys.readouterr().out == told and told.startswith("Bob saw")
+
+
+def test_the_command_line_and_the_library_are_one(trained, tmp_path, capsys):
+    opened, state = gpt.load(trained, device="cpu", max_new_tokens=40), torch.get_rng_state()
+    given = dict(prompt="Ann", temperature=0.5, top_k=5, top_p=0.9, seed=7)
+    text = opened.generate(**given)
+    assert run("-o", trained, "--sample-only", "--max-new-tokens", 40, *(f"--{k}={v}" for k, v in given.items())) == 0
+    assert capsys.readouterr().out == text + "\n" and len(text) == 3 + 40
+    assert "".join(opened.stream(**given)) == text
+    assert opened.generate(**{**given, "seed": 8}) != text != opened.generate("Ann")
+    three = opened.generate(**given, num_samples=3)
+    assert len(set(three)) == 3 and all(t.startswith("Ann") and len(t) == 43 for t in three)
+    assert opened.generate(num_samples=0) == [] and opened.generate("Bob", 0) == "Bob"
+
+    maps = opened.attention("Bob saw the fox.")
+    assert maps.shape == (2, 2, 16, 16) and np.allclose(maps.sum(-1), 1, atol=1e-5)
+    opened.save(tmp_path / "copy")
+    assert gpt.load(tmp_path / "copy", device="cpu", max_new_tokens=40).generate(**given) == text
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+LIBRARY_MISTAKES = {
+    "unknown characters": (lambda run, folder: run.generate("77"), "unknown to this model: '7'"),
+    "out of range": (lambda run, folder: run.generate(temperature=-1), "temperature.*at least 0"),
+    "too short to score": (lambda run, folder: run.score("a"), "the first.* has nothing before it"),
+    "nothing to attend to": (lambda run, folder: run.attention(""), "1 to 16 characters, not 0"),
+    "longer than the context": (lambda run, folder: run.attention("Bob saw the cat.\n"), "1 to 16 characters, not 17"),
+    "no such part": (lambda run, folder: run.evaluate("test"), "no part 'test'"),
+    "another width": (lambda run, folder: gpt.load(run.folder, n_embd=32), "trained with 16"),
+    "nothing to load": (lambda run, folder: gpt.load(folder), "there is no .*model.pt"),
+    "the command line's": (lambda run, folder: gpt.train(TEXT, eval="x"), "eval is for the command line"),
+    "unknown preset": (lambda run, folder: gpt.train(TEXT, preset="huge"), "huge is unknown: choose among"),
+    "unknown setting": (lambda run, folder: gpt.train(TEXT, nonsense=3), "--nonsense"),
+    "unknown flag": (lambda run, folder: gpt.train(TEXT, nonsense=True), "--nonsense"),
+    "unknown flag, off": (lambda run, folder: gpt.train(TEXT, nonsense=False, **TINY, max_steps=1), "nonsense"),
+    "shape of a trained model": (lambda run, folder: run.train(block_size=8), "settings of training, not block_size"),
+    "seed of a trained model": (lambda run, folder: run.train(seed=8), "trained with 1337"),
+    "too short a text": (lambda run, folder: gpt.train("a\nb", device="cpu"), "has 3 characters.*--block-size"),
+    "no such file": (lambda run, folder: gpt.train(folder / "none"), "cannot read .*none"),
+}
+
+
+@pytest.mark.parametrize("mistake", LIBRARY_MISTAKES)
+def test_mistakes_in_python_are_value_errors_of_one_line(mistake, trained, tmp_path):
+    make, message = LIBRARY_MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message) as e:
+        make(gpt.load(trained, device="cpu"), tmp_path)
+    assert type(e.value) is gpt.UserError and "\n" not in str(e.value)
+
+
+def test_the_library_learns_what_the_command_line_does(tmp_path, corpus, monkeypatch, capsys):
+    """From a file or a string, at once or in parts, and without a word or a file where none is asked for."""
+    assert run("-i", corpus, "-o", tmp_path / "o", "--max-steps", 6, "--decay-steps", 9) == 0
+    expected = weights(tmp_path / "o", "model.pt")["model"]
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    there = sorted(tmp_path.rglob("*"))
+    trained = [gpt.train(text, **TINY, preset="mini", max_steps=6, decay_steps=9) for text in (corpus, TEXT)]
+    parts = gpt.train(TEXT, **TINY, preset="mini", max_steps=3, decay_steps=9, eval_interval=1)
+    trained.append(parts.train(max_steps=6))
+    for learned in trained:
+        assert same(dict(learned.model.state_dict()), dict(expected))
+    assert capsys.readouterr() == ("", "") and sorted(tmp_path.rglob("*")) == there
+
+
+@pytest.mark.parametrize("source", ["file", "string"])
+def test_the_library_fills_the_folder_that_it_is_given(tmp_path, corpus, source):
+    data, work = corpus if source == "file" else TEXT, tmp_path / "not" / "there yet"
+    learned = gpt.train(data, **TINY, preset="mini", max_steps=3, work_dir=work)
+    assert {"model.pt", "last.pt", "log.csv"} <= {p.name for p in work.iterdir()}
+    assert gpt.load(work, device="cpu").generate("Bob", 20) == learned.generate("Bob", 20)
+
+
+def test_the_figure_waits_for_the_text(tmp_path, corpus, monkeypatch, capsys):
+    monkeypatch.setattr(gpt, "plot_losses", lambda trained: told.append(capsys.readouterr().out))
+    told = []
+    assert run("-i", corpus, "-o", tmp_path / "o", "--max-steps", 2, "--prompt", "Bob saw") == 0
+    assert len(told) == 1 and len(told[0].partition("\nBob saw")[2]) == 8 + 1
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -535,12 +640,94 @@ def test_finetuning_keeps_what_is_known_and_names_what_is_new(trained, tmp_path,
     old = weights(trained, "model.pt")
     start = gpt.build(gpt.Config(**weights(tmp_path / "o")["config"]), len(old["vocab"]) + 1)
     chars = weights(tmp_path / "o")["vocab"]
-    assert gpt.transplant(start, old, chars) == "é"
+    assert gpt.transfer(start, old, chars) == "é"
     idx = torch.from_numpy(gpt.Vocab(old["vocab"]).encode("Bob saw the fox."))[None]
     new_idx = torch.from_numpy(gpt.Vocab(chars).encode("Bob saw the fox."))[None]
-    before = gpt.open_model(old)[0].eval()(idx)
+    before = gpt.load(trained, device="cpu").model.eval()(idx)
     after = start.eval()(new_idx)[..., [chars.index(c) for c in old["vocab"]]]
     assert torch.allclose(before, after, atol=1e-5)
+
+
+OLD_NAMES = dict(attn="attention", mlp="think", earlier="before")
+
+
+def test_a_folder_of_the_old_format_is_as_good_as_a_new_one(tmp_path, corpus, capsys):
+    """Parts of the model once had other names; all else in a checkpoint has stayed."""
+
+    def told(folder, *args):
+        assert run("-o", folder, *args) == 0
+        return capsys.readouterr().out.replace(str(folder), "")
+
+    common, new, old = ("-i", corpus, "--eval-interval", 3), tmp_path / "new", tmp_path / "old"
+    assert run(*common, "-o", new, "--max-steps", 5) == 0
+    shutil.copytree(new, old)
+    for name in ("model.pt", "last.pt"):
+        checkpoint = weights(new, name)
+        renamed = {".".join(OLD_NAMES.get(p, p) for p in key.split(".")): w for key, w in checkpoint["model"].items()}
+        assert {p for key in renamed for p in key.split(".")} & set(OLD_NAMES.values()) == set(OLD_NAMES.values())
+        torch.save({**checkpoint, "model": renamed}, old / name)
+    capsys.readouterr()
+
+    for args in (("--sample-only", "--prompt", "Bob"), ("--eval", corpus), ("--attention", "Bob saw")):
+        assert told(new, *args) == told(old, *args)
+    assert (new / "attention.png").read_bytes() == (old / "attention.png").read_bytes()
+    for folder in (new, old):
+        assert run(*common, "-o", tmp_path / f"tuned-{folder.name}", "--init-from", folder / "model.pt", "-b", 8) == 0
+        assert run(*common, "-o", folder, "--resume", "--max-steps", 12) == 0
+    for name in ("last.pt", "model.pt"):
+        a, b = weights(new, name), weights(old, name)
+        for key in ("model", "optimizers", "batches", "rng", "vocab", "digest"):
+            assert same(a[key], b[key]), key
+        a, b = weights(tmp_path / "tuned-new", name), weights(tmp_path / "tuned-old", name)
+        assert same(a["model"], b["model"])
+
+
+class Own(torch.nn.Module):
+    """The least that a model has to be: a class that takes the settings, and a forward."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.token = torch.nn.Embedding(vocab_size, config.n_embd)
+        self.hidden = torch.nn.Linear(config.n_embd, config.n_embd)
+        self.head = torch.nn.Linear(config.n_embd, vocab_size)
+
+    def forward(self, idx):
+        return self.head(torch.relu(self.hidden(self.token(idx))))
+
+
+@pytest.mark.parametrize("optimizer", [{}, dict(optimizer="adamw"), dict(optimizer="muon")], ids=str)
+def test_a_model_of_ones_own_is_served_like_the_others(tmp_path, corpus, monkeypatch, capsys, optimizer):
+    folder, common = tmp_path / "parts", ["-i", corpus, "--preset", "own", "--learning-rate", 0.03, "--num-samples", 0]
+    with monkeypatch.context() as patch:
+        patch.setitem(gpt.PRESETS, "own", gpt.Entry(Own, "a model of one's own", dict(n_embd=16, **optimizer)))
+        assert run(*common, "-o", tmp_path / "whole", "--max-steps", 100, "--decay-steps", 100) == 0
+        assert run(*common, "-o", folder, "--max-steps", 50, "--decay-steps", 100) == 0
+        assert run("-o", folder, "--preset", "own", "--resume", "--max-steps", 100) == 0
+        a, b = weights(tmp_path / "whole"), weights(folder)
+        for key in ("model", "optimizers", "batches", "rng", "vocab", "digest"):
+            assert same(a[key], b[key]), key
+        best = b["progress"]["best_loss"]
+        assert best < math.log(len(b["vocab"])) - 1
+        assert run(*common, "-o", tmp_path / "tuned", "--init-from", folder / "model.pt", "--max-steps", 2) == 0
+        assert weights(tmp_path / "tuned")["progress"]["history"][0][3] == pytest.approx(best, abs=1e-5)
+        assert capsys.readouterr().err == ""
+
+        sample = ["-o", folder, "--preset", "own", "--sample-only", "--prompt", "Bob", "--max-new-tokens", 40]
+        assert run(*sample) == 0
+        opened = gpt.load(folder, device="cpu", eval_chars=0)
+        assert capsys.readouterr().out == opened.generate("Bob", 40) + "\n"
+        assert run("-o", folder, "--preset", "own", "--eval", corpus, "--eval-chars", 0) == 0
+        found = float(re.match(r"eval: ([\d.]+) nats/char", capsys.readouterr().out)[1])
+        idx = torch.from_numpy(opened.vocab.encode(TEXT))  # it sees the last character only, so windows do not matter
+        exact = gpt.cross_entropy(opened.model.eval()(idx[None, :-1]), idx[None, 1:]).item()
+        assert opened.score(TEXT).mean() == pytest.approx(exact, abs=1e-5)
+        assert found == pytest.approx(exact, abs=1e-4)
+        assert opened.evaluate("val") == pytest.approx(best, abs=1e-5)
+
+        assert run("-o", folder, "--preset", "own", "--attention", "Bob") == 2
+        assert "no attention" in capsys.readouterr().err
+    assert gpt.main(["-o", str(folder), "--sample-only"]) == 2  # without its row
+    assert re.fullmatch("gpt: .*'own' is not known here.*\n", capsys.readouterr().err)
 
 
 def test_a_bigram_finetunes_too(corpus, tmp_path, capsys):
@@ -645,8 +832,9 @@ def card(name, index=0):
     return gpt.Card(index, f"NVIDIA {name}", *CARDS[name][:2])
 
 
-def plan(*names, archs=CU128, **wishes):
-    return gpt.plan_device([card(n, i) for i, n in enumerate(names)], archs, "2.10.0", **wishes)
+def plan(*names, archs=CU128, mps=False, bf16=False, **wishes):
+    machine = gpt.Machine([card(n, i) for i, n in enumerate(names)], archs, "2.10.0", mps, bf16)
+    return gpt.plan_device(machine, **wishes)
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -717,13 +905,13 @@ def test_kernels_run_on_their_own_generation_and_ptx_on_any_later():
 
 
 def test_the_batch_is_cut_to_fit_the_card():
-    baby = replace(gpt.Config(), **gpt.PRESETS["baby"].defaults)
+    baby = gpt.configure(dict(preset="baby"))
     needed = gpt.bytes_needed(baby, 65) / 1e9
     assert needed < 7.5
-    assert gpt.pieces_needed(baby, 65, 7.9) == 1
-    assert gpt.pieces_needed(baby, 65, 1.9) > 1
-    assert gpt.pieces_needed(baby, 65, 0.0) == 64
-    assert gpt.pieces_needed(replace(baby, grad_accum=2), 65, 0.1) == 2
+    assert gpt.micro_batches(baby, 65, 7.9) == 1
+    assert gpt.micro_batches(baby, 65, 1.9) > 1
+    assert gpt.micro_batches(baby, 65, 0.0) == 64
+    assert gpt.micro_batches(replace(baby, grad_accum=2), 65, 0.1) == 2
 
 
 # --- mistakes of the user ---------------------------------------------------------------------------------------------
@@ -779,22 +967,22 @@ MISTAKES = {
     "nothing to resume": ("-i {text} --resume", "there is no .*last.pt"),
     "nothing to sample": ("--sample-only", "there is no .*model.pt"),
     "nothing to start from": ("-i {text} --init-from {tmp}/none.pt", "there is no .*none.pt"),
-    "a checkpoint that carries code": ("-o {tmp}/m_code --sample-only", "refused.*code"),
-    "a checkpoint that is junk": ("-o {tmp}/m_junk --sample-only", "corrupt|refused"),
-    "a checkpoint cut short": ("-o {tmp}/m_cut --sample-only", "corrupt|cannot read"),
+    "a checkpoint that carries code": ("-o {tmp}/m_code --sample-only", "refused: it is corrupt, or carries code"),
+    "a checkpoint that is junk": ("-o {tmp}/m_junk --sample-only", "refused: it is corrupt, or carries code"),
+    "a checkpoint cut short": ("-o {tmp}/m_cut --sample-only", "refused: it is corrupt, or carries code"),
     "another program's": ("-o {tmp}/m_other --sample-only", "not a checkpoint of gpt"),
     "another width": ("-o {trained} --sample-only --n-embd 32", "trained with 16"),
     "another context": ("-i {text} --init-from {trained}/model.pt --block-size 32", "trained with 16"),
     "strange prompt": ("-o {trained} --sample-only --prompt 1+1", "unknown to this model: '\\+' '1'"),
     "strange file": ("-o {trained} --eval {tmp}/latin1", "not UTF-8"),
-    "nothing to score": ("-o {trained} --eval {tmp}/one", "unknown|too short"),
+    "nothing to score": ("-o {trained} --eval {tmp}/one", "short.*the first character has nothing before it"),
     "attention to the unknown": ("-o {trained} --attention 77", "unknown to this model: '7'"),
     "another text": ("-o {trained} -i {tmp}/short --resume", "has changed"),
     "work folder in a file": ("-i {text} -o {text}/out", "cannot write in the folder"),
+    "nothing named to score": ("-o {trained} --eval ''", "--eval is empty"),
+    "nothing named to start from": ("-i {text} --init-from ''", "--init-from is empty"),
+    "nothing to pay attention to": ("-o {trained} --attention ''", "--attention is empty"),
 }
-
-
-OWN_SHAPE = {"--sample-only", "--resume", "--init-from", "--eval", "--attention"}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -802,8 +990,8 @@ def test_mistakes_are_told_in_one_line_before_anything_is_made(mistake, bad, cap
     args, message = MISTAKES[mistake]
     monkeypatch.chdir(bad["tmp"])
     before = sorted(map(str, bad["tmp"].rglob("*"))), sorted(map(str, bad["trained"].iterdir()))
-    args = [a.format(**bad) for a in args.split()]
-    shape = [] if set(args) & OWN_SHAPE else TINY
+    args = [a.format(**bad) for a in shlex.split(args)]
+    shape = [] if {flag(mode) for mode in OPENING} & set(args) else [f"{flag(k)}={v}" for k, v in TINY.items()]
     assert gpt.main([*shape, *args]) == 2
     err = capsys.readouterr().err
     assert err.startswith("gpt: ") and err.count("\n") == 1
@@ -816,7 +1004,7 @@ def test_a_full_memory_is_told_with_the_flags_that_help(corpus, tmp_path, monkey
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(gpt, "train", full)
+    monkeypatch.setattr(gpt.Run, "train", full)
     assert run("-i", corpus, "-o", tmp_path / "o") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "--grad-accum" in err and "--block-size" in err
@@ -833,6 +1021,49 @@ def test_help_names_every_preset_and_importing_does_nothing():
     assert help_.returncode == 0 and all(f"  {name} " in help_.stdout for name in gpt.PRESETS)
     quiet = subprocess.run([sys.executable, "-c", "import gpt"], capture_output=True, text=True, cwd=ROOT)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("preset", gpt.PRESETS)
+def test_help_about_a_preset_tells_its_defaults(preset, capsys):
+    with pytest.raises(SystemExit) as e:
+        gpt.main(["--preset", preset, "--help"])
+    assert e.value.code == 0
+    told = capsys.readouterr().out.partition("--preset is one of these")[0]  # the flags, without the table of presets
+    told = [" ".join(words.split()) for words in re.split(r"\n  (?=-)|\n\n", told)]
+    told = {name[1]: words for words in told if (name := re.match("--([a-z-]+)", words))}
+    defaults = gpt.PRESETS[preset].defaults
+    if preset == "gpt2":
+        assert told["learning-rate"].endswith("[0.001]") and told["positions"].endswith("[learned]")
+    if preset == "bigram":
+        assert told["learning-rate"].endswith("[0.05]") and told["n-layer"].endswith("(not used by bigram)")
+    for name, f in gpt.SETTINGS.items():
+        words, default = told[flag(name)[2:]], defaults.get(name, f.default)
+        if name not in gpt.uses(preset):
+            assert words.endswith(f"(not used by {preset})")
+        elif default is None or default is False or default == "":
+            assert "not used" not in words and (name == "work_dir" or not words.endswith("]"))
+        else:
+            assert words.endswith(f"[{default}]")
+
+
+def test_flags_that_nobody_reads_are_named_in_one_line_and_dropped(tmp_path, corpus, capsys):
+    def told(*args):
+        assert run(*args) == 0
+        return capsys.readouterr().err
+
+    unused = "gpt: --n-head is not used by bigram, only by mini, gpt2, baby, large\n"
+    common = ("-i", corpus, "-o", tmp_path / "o", "--num-samples", 0)
+    assert told(*common, "--preset", "bigram", "--n-head", 3, "--max-steps", 2) == unused
+    assert weights(tmp_path / "o")["config"]["n_head"] is None
+    err = told("-o", tmp_path / "o", "--preset", "bigram", "--sample-only", "--batch-size", 3)
+    assert err == "gpt: --batch-size is not used by --sample-only, only by training, --resume, --init-from\n"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        err = told(*common, "--preset", "bigram", "--resume", "--n-head", 3, "--max-steps", 3)
+    assert err + "".join(str(w.message) for w in caught) == unused
+    assert weights(tmp_path / "o")["config"]["n_head"] is None
+    with pytest.warns(UserWarning, match="^--n-head is not used by bigram, only by"):  # in Python, it is a warning
+        gpt.load(tmp_path / "o", device="cpu", n_head=3)
 
 
 def test_underscores_are_as_good_as_hyphens(corpus, tmp_path):

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import fitting
 
 import makemore
-from makemore import MODELS
+from makemore import MODELS, Run
 
 ROOT = Path(makemore.__file__).parent
 CHINESE = ["王芳", "李伟", "王伟", "李娜", "张敏", "刘洋", "陈静", "赵磊", "黄勇", "吴秀英", "朱桂英", "何辉"] * 2
@@ -23,11 +24,17 @@ WORDS = ["the", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was",
 
 
 def build(kind, lines, **given):
-    """A new model for these lines, its data and its settings."""
-    vocab = makemore.Vocab("".join(sorted(set("".join(lines)))))
-    longest = max(map(len, lines))
-    model, config = makemore.build(makemore.configure(dict(type=kind, **given)), len(vocab), longest)
-    return model, makemore.examples(model, lines, vocab, config, "cpu"), vocab, config
+    """A new model for these lines, all of them as its data, and the run around it."""
+    run = makemore.start_run(dict(type=kind, device="cpu", **given), lines=lines)
+    return run.model, run.examples(lines), run
+
+
+def mean_loss(model, data):
+    return makemore.line_losses(model, data).sum().item() / data.count
+
+
+def flags(**given):
+    return [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), str(value))]
 
 
 def batches(data, size, steps, seed=1):
@@ -83,9 +90,9 @@ def kneser_ney(lines, order):
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_kneser_ney_is_what_chen_and_goodman_wrote(names, order):
-    model, train, vocab, _ = build("ngram", names, n=order, strength=1.0)
+    model, train, run = build("ngram", names, n=order, strength=1.0)
     model.fit(train, train)
-    p, alphabet = kneser_ney(names, order), "." + vocab.chars
+    p, alphabet = kneser_ney(names, order), "." + run.vocab.chars
     for context in (".....", "...an", "....m", "arian", "zqzqz"):
         context = context[len(context) - order + 1 :] if order > 1 else ""
         idx = torch.tensor([[alphabet.index(c) for c in context] or [0]])
@@ -94,18 +101,19 @@ def test_kneser_ney_is_what_chen_and_goodman_wrote(names, order):
 
 
 def test_additive_smoothing_adds_to_every_count(names):
-    model, train, vocab, _ = build("ngram", names, n=2, smoothing="additive", strength=0.5)
+    model, train, run = build("ngram", names, n=2, smoothing="additive", strength=0.5)
     model.fit(train, train)
-    counts = train.bigrams(len(vocab)) + 0.5
-    torch.testing.assert_close(model(torch.arange(len(vocab))[:, None]).exp(), counts / counts.sum(1, keepdim=True))
+    V = len(run.vocab)
+    counts = train.bigrams(V) + 0.5
+    torch.testing.assert_close(model(torch.arange(V)[:, None]).exp(), counts / counts.sum(1, keepdim=True))
 
 
 @pytest.mark.parametrize("smoothing", ["kneser-ney", "additive"])
 @pytest.mark.parametrize("n", range(1, 9))
 def test_counts_make_a_distribution_whatever_was_seen(n, smoothing):
-    model, train, vocab, config = build("ngram", WORDS, n=n, smoothing=smoothing)
+    model, train, run = build("ngram", WORDS, n=n, smoothing=smoothing)
     model.fit(train, train)
-    idx = torch.randint(len(vocab), (50, config.block_size))
+    idx = torch.randint(len(run.vocab), (50, run.config.block_size))
     torch.testing.assert_close(model(idx).exp().sum(1), torch.ones(50))
     assert model(idx).isfinite().all()
 
@@ -114,10 +122,10 @@ def test_the_strength_is_the_best_on_dev(names):
     train, dev = names[:1200], names[1200:]
     losses = {}
     for strength in (0.0, 0.01, 0.1, 1.0, 10.0):  # 0: chosen by the model
-        model, data, vocab, config = build("ngram", train, n=3, smoothing="additive", strength=strength)
-        held_out = makemore.examples(model, dev, vocab, config, "cpu")
+        model, data, run = build("ngram", train, n=3, smoothing="additive", strength=strength)
+        held_out = run.examples(dev)
         model.fit(data, held_out)
-        losses[strength] = makemore.evaluate(model, held_out)[0]
+        losses[strength] = mean_loss(model, held_out)
     assert losses[0.0] <= min(losses.values()) + 1e-9
 
 
@@ -137,7 +145,7 @@ def test_the_table_learns_the_counts(names, block_size):
     optimizer.step(closure)
     counted, train, *_ = build("ngram", names[:100], n=block_size + 1, smoothing="additive", strength=1e-9)
     counted.fit(train, train)
-    assert makemore.evaluate(model, data)[0] == pytest.approx(makemore.evaluate(counted, train)[0], abs=2e-3)
+    assert mean_loss(model, data) == pytest.approx(mean_loss(counted, train), abs=2e-3)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -168,7 +176,7 @@ def test_direct_connections_leave_a_straight_way(names):
     x, _ = data.batch(torch.arange(64))
     with torch.no_grad():
         model.layers[-1].weight.zero_()
-        wanted = model.tok(x).flatten(1) @ model.direct.weight.T + model.layers[-1].bias
+        wanted = model.token(x).flatten(1) @ model.direct.weight.T + model.layers[-1].bias
     torch.testing.assert_close(model(x), wanted)
 
 
@@ -213,8 +221,8 @@ def test_a_line_is_read_alike_alone_and_beside_longer_ones(names, kind):
 def test_dilated_convolutions_reach_twice_as_far_with_every_layer(names):
     for layers in (1, 2, 3):
         model, *_ = build("wavenet-dilated", names, n_layer=layers, n_embd=8, n_embd2=8)
-        embedded = model.tok(torch.randint(1, 20, (1, 16))).detach().requires_grad_()
-        model.tok.forward = lambda idx, embedded=embedded: embedded
+        embedded = model.token(torch.randint(1, 20, (1, 16))).detach().requires_grad_()
+        model.token.forward = lambda idx, embedded=embedded: embedded
         (model(torch.ones(1, 16, dtype=torch.long))[0, -1] ** 2).sum().backward()
         reached = (embedded.grad.abs().sum(-1)[0] > 0).nonzero()[:, 0]
         assert reached.tolist() == list(range(16 - 2**layers, 16))
@@ -246,19 +254,21 @@ def test_a_thousand_steps_by_hand_and_by_autograd_end_at_the_same_weights(names)
                 makemore.cross_entropy(model(x), y).backward()
             optimizer.step()
         ends.append([t.detach() for t in model.state_dict().values()])
-        assert makemore.evaluate(model, data)[0] < math.log(27) - 0.5
+        assert mean_loss(model, data) < math.log(27) - 0.5
     torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "wavenet"])
 def test_batchnorm_folds_into_the_weights(names, kind):
-    model, data, vocab, config = build(kind, names, batchnorm=True, n_embd=8, n_embd2=32)
+    model, data, run = build(kind, names, batchnorm=True, n_embd=8, n_embd2=32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for x, y in batches(data, 64, 60):
         optimizer.zero_grad()
         makemore.cross_entropy(model(x), y).backward()
         optimizer.step()
-    folded, _ = makemore.fold_batchnorm(model, config, len(vocab), 20)
+    other = makemore.fold_batchnorm(run)
+    folded = other.model
+    assert isinstance(other, Run) and run.config.batchnorm and not other.config.batchnorm
     assert not any(isinstance(layer, makemore.BatchNorm1d) for layer in folded.modules())
     model.eval(), folded.eval()
     for size in (1, 500):  # a batch of one works, too
@@ -290,17 +300,21 @@ def voters(names, tmp_path_factory):
     (where / "names.txt").write_text("\n".join(names))
     (where / "words.txt").write_text("\n".join(WORDS))
     for kind, file, steps in (("ngram", "names", 0), ("gru", "names", 400), ("mlp", "words", 1)):
-        flags = ["--type", kind, "--n-embd", "8", "--n-embd2", "16", "--max-steps", str(steps), "--num-samples", "0"]
+        given = flags(**fitting(kind, n_embd=8, n_embd2=16, max_steps=steps, num_samples=0))
         with contextlib.redirect_stdout(io.StringIO()):
-            assert makemore.main(["-i", str(where / f"{file}.txt"), "-o", str(where / kind), *flags]) == 0
+            argv = ["-i", str(where / f"{file}.txt"), "-o", str(where / kind), "--type", kind, *given]
+            assert makemore.main(argv) == 0
     return where
 
 
 def test_a_mixture_beats_its_members_on_dev_and_is_a_model_like_any_other(cli, voters, tmp_path):
     status, out, err = cli("--mix", f"{voters / 'ngram'},{voters / 'gru'}", "-o", tmp_path / "mix")
-    rows = re.findall(r"^([01]\.\d{3})  (\d\.\d{4})  ", out, re.M)
+    rows = re.findall(r"^ ([01]\.\d{3})  (\d\.\d{4})  ", out, re.M)
     final = re.search(r"final: train (\S+) dev (\S+) test (\S+)", out)
-    assert (status, err) == (0, "") and sum(float(share) for share, _ in rows) == pytest.approx(1, abs=2e-3)
+    assert (status, err) == (0, "") and sum(float(weight) for weight, _ in rows) == pytest.approx(1, abs=2e-3)
+    names = [str(voters / kind) for kind in ("ngram", "gru")]
+    table = "weight  dev\n" + "".join(f" {w}  {d}  {name}\n" for (w, d), name in zip(rows, names, strict=True))
+    assert out.startswith(table + "final: ")
     assert float(final[2]) < min(float(loss) for _, loss in rows)
     (tmp_path / "test.txt").write_text("\n".join(makemore.load_corpus(makemore.Config(str(voters / "names.txt"))).test))
     assert f"eval: {final[3]} nats/char" in cli("-o", tmp_path / "mix", "--eval", tmp_path / "test.txt")[1]
@@ -310,22 +324,41 @@ def test_a_mixture_beats_its_members_on_dev_and_is_a_model_like_any_other(cli, v
 
 
 def test_a_mixture_is_the_weighted_mean_of_probabilities(names):
-    counts, train, _, config = build("ngram", names, n=3)
+    counts, train, counting = build("ngram", names, n=3)
     counts.fit(train, train)
-    network, lines, *_ = build("gru", names)
+    network, lines, learning = build("gru", names)
     x, y = lines.batch(torch.arange(30))
-    mixture = makemore.Mixture([counts, network], [config.block_size, 0], torch.tensor([0.25, 0.75])).eval()
+    mixture = makemore.Mixture([counting, learning], torch.tensor([0.25, 0.75])).eval()
     flat, real = counts(train.batch(torch.arange(int((y >= 0).sum())))[0]).exp(), network(x).softmax(-1)[y >= 0]
     torch.testing.assert_close(mixture(x)[y >= 0].exp(), 0.25 * flat + 0.75 * real, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "folders, says", [("ngram,mlp", "other lines"), ("ngram,nowhere", "train first"), ("", "train first")]
+    "argv, says",
+    [
+        ("ngram,mlp", "other lines"),
+        ("ngram,nowhere", "train first"),
+        ("", "--mix is empty: "),
+        ("ngram,gru --prefix 7", "'7'"),
+    ],
 )
-def test_what_cannot_be_mixed(cli, voters, tmp_path, monkeypatch, folders, says):
+def test_what_cannot_be_mixed(cli, voters, tmp_path, monkeypatch, argv, says):
     monkeypatch.chdir(voters)
-    status, out, err = cli("--mix", folders, "-o", tmp_path / "mix")
+    status, out, err = cli("--mix", *argv.split(" "), "-o", tmp_path / "mix")
     assert status == 2 and out == "" and says in err and err.count("\n") == 1 and not (tmp_path / "mix").exists()
+
+
+def test_models_can_be_mixed_when_their_lines_have_moved(cli, voters, tmp_path):
+    for kind in ("ngram", "gru"):
+        checkpoint = torch.load(voters / kind / "model.pt", weights_only=True)
+        checkpoint["config"]["input_file"] = str(tmp_path / "gone.txt")
+        (tmp_path / kind).mkdir()
+        torch.save(checkpoint, tmp_path / kind / "model.pt")
+    argv = ["--mix", f"{tmp_path / 'ngram'},{tmp_path / 'gru'}", "-o", tmp_path / "mix"]
+    status, out, err = cli(*argv)
+    assert (status, out, err.count("\n")) == (2, "", 1) and "gone.txt" in err and not (tmp_path / "mix").exists()
+    status, out, err = cli(*argv, "-i", voters / "names.txt")
+    assert (status, err) == (0, "") and "final: " in out
 
 
 def test_a_mixture_never_takes_the_place_of_a_member(cli, voters):
@@ -360,7 +393,7 @@ def test_diagnose_draws_for_every_network(cli, tmp_path, kind):
     if kind == "ngram":
         pytest.skip("counts have no layers")
     (tmp_path / "words.txt").write_text("\n".join(WORDS))
-    small = ["--n-embd", 8, "--n-embd2", 8, "--n-layer", 2, "--max-steps", 5]
+    small = flags(**fitting(kind, n_embd=8, n_embd2=8, n_layer=2, max_steps=5))
     status, out, err = cli("-i", tmp_path / "words.txt", "-o", tmp_path, "--type", kind, "--diagnose", *small)
     assert (status, err) == (0, "") and out.count("loss ") >= 2
     drawn = re.search(r"figures: (.*)", out)[1].split(", ")
@@ -368,12 +401,18 @@ def test_diagnose_draws_for_every_network(cli, tmp_path, kind):
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
-def test_find_lr_finds_a_rate_that_learns_and_leaves_the_model_alone(names, tmp_path):
-    model, data, _, config = build("mlp", names)
+def test_find_lr_finds_a_rate_that_learns_and_leaves_the_model_alone(cli, names, tmp_path):
+    model, data, run = build("mlp", names)
     before = [p.clone() for p in model.parameters()]
-    rate = makemore.find_learning_rate(model, data, config, tmp_path / "find_lr.png")
-    assert 1e-4 < rate < 1 and (tmp_path / "find_lr.png").stat().st_size > 10_000
+    rate, rates, losses, smooth = makemore.find_learning_rate(run)
+    assert 1e-4 < rate < 1 and len(rates) == len(losses) == len(smooth) > 100
+    assert rates == sorted(rates) and rate == pytest.approx(rates[smooth.index(min(smooth))] / 3)
     assert all(map(torch.equal, before, model.parameters()))
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    argv = ["-i", tmp_path / "names.txt", "-o", tmp_path, "--type", "mlp", "--device", "cpu"]
+    path = tmp_path / "find_lr.png"
+    assert cli(*argv, "--find-lr") == (0, f"try --learning-rate {rate:.1e}; see {path}\n", "")
+    assert path.stat().st_size > 10_000
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     losses = []
     for x, y in batches(data, 256, 100):
@@ -403,7 +442,7 @@ def test_schedules_climb_and_fall(schedule):
 def test_any_alphabet(tmp_path, kind, lines):
     path = tmp_path / "lines.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
-    small = ["--n-embd", "8", "--n-embd2", "8", "--n-layer", "2", "--max-steps", "20", "--num-samples", "10"]
+    small = flags(**fitting(kind, n_embd=8, n_embd2=8, n_layer=2, max_steps=20, num_samples=10))
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert makemore.main(["-i", str(path), "-o", str(tmp_path / "out"), "--type", kind, *small]) == 0
         assert makemore.main(["-o", str(tmp_path / "out"), "--eval", str(path)]) == 0

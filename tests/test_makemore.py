@@ -22,17 +22,19 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from conftest import fitting
 from hypothesis import given
 from hypothesis import strategies as st
 
 import makemore
-from makemore import MODELS, BatchNorm1d, Corpus, Lines, Vocab, Windows
+from makemore import MODELS, BatchNorm1d, Config, Corpus, Lines, Run, Vocab, Windows
 
 SCRIPT = Path(makemore.__file__)
 LECTURE = Path(__file__).parents[2] / "shared/data/names.txt"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FINAL = r"final: train (\d+\.\d{4}) dev (\d+\.\d{4}) test (\d+\.\d{4}) nats/char \(best at step (\d+)\)"
 SMALL = dict(n_layer=2, n_head=2, n_embd=8, n_embd2=12)
+RUN = dict(**SMALL, batch_size=16, dropout=0.2, eval_interval=10, warmup_steps=5)
 
 needs_lecture = pytest.mark.skipif(not LECTURE.exists(), reason="the lecture's names are not on this machine")
 every_type = pytest.mark.parametrize("kind", MODELS)
@@ -53,14 +55,14 @@ def invent(n, seed=1):
 
 
 def make(kind, lines, **given):
-    """A new model for these lines, with its vocabulary and settings."""
-    vocab = Vocab("".join(sorted(set("".join(lines)))))
-    config = makemore.configure(dict(type=kind, **given))
-    model, config = makemore.build(config, len(vocab), max(map(len, lines)))
+    """A new run for these lines, however few: all of them are there to train on."""
+    corpus = Corpus(Vocab("".join(sorted(set("".join(lines))))), max(map(len, lines)), "", train=lines)
+    config = makemore.configure(dict(type=kind, device="cpu", **fitting(kind, **given)))
+    model, config = makemore.build(config, len(corpus.vocab), corpus.longest)
+    run = Run(config, corpus, model)
     if kind == "ngram":
-        data = makemore.examples(model, lines, vocab, config, "cpu")
-        model.fit(data, data)
-    return model, vocab, config
+        model.fit(run.examples("train"), run.examples("train"))
+    return run
 
 
 def shake(model):
@@ -70,11 +72,15 @@ def shake(model):
             nn.init.normal_(parameter, std=0.5)
 
 
-def line_logits(model, vocab, config, line):
+def mean_loss(model, data, tokens=32_768):
+    return makemore.line_losses(model, data, tokens).sum().item() / data.count
+
+
+def line_logits(run, line):
     """Logits (n + 1, V) for the characters of one line and its end, by the road that training takes."""
-    data = makemore.examples(model, [line], vocab, config, "cpu")
-    with makemore.inference(model):
-        return model(data.batch(torch.arange(len(data)))[0]).view(-1, len(vocab))
+    data = run.examples([line])
+    with makemore.inference(run.model):
+        return run.model(data.batch(torch.arange(len(data)))[0]).view(-1, len(run.vocab))
 
 
 def contents(folder):
@@ -128,16 +134,13 @@ def first_half(lines_file, tmp_path_factory):
     def get(kind):
         if kind not in folders:
             folder = tmp_path_factory.mktemp("trained") / kind
-            argv = ["-i", str(lines_file), "-o", str(folder), "--type", kind, "--max-steps", "20"]
+            argv = ["-i", str(lines_file), "-o", str(folder), "--type", kind]
             with redirect_stdout(io.StringIO()) as out:
-                assert makemore.main(argv + RUN) == 0
+                assert makemore.main(argv + flags(**fitting(kind, **RUN, max_steps=20))) == 0
             folders[kind] = folder, out.getvalue()
         return folders[kind]
 
     return get
-
-
-RUN = flags(**SMALL, batch_size=16, dropout=0.2, eval_interval=10, warmup_steps=5)
 
 
 @pytest.fixture
@@ -151,7 +154,7 @@ def trained(first_half, tmp_path):
 
 
 def corpus_of(path, **given):
-    return makemore.load_corpus(makemore.Config(input_file=str(path), **given))
+    return makemore.load_corpus(Config(input_file=str(path), **given))
 
 
 @needs_lecture
@@ -170,8 +173,9 @@ def test_standard_split_is_the_lectures():
 def test_standard_split_has_the_published_number_of_predictions():
     corpus = corpus_of(LECTURE)
     for lines, count in ((corpus.train, 182_625), (corpus.dev, 22_655), (corpus.test, 22_866)):
-        assert len(Windows(lines, corpus.vocab)) == count
+        assert len(Windows(lines, corpus.vocab)) == Windows(lines, corpus.vocab).count == count
         data = Lines(lines, corpus.vocab)
+        assert data.count == count
         assert sum(int((data.batch(index)[1] >= 0).sum()) for index in data.in_order(1000)) == count
 
 
@@ -197,9 +201,9 @@ class Counts(nn.Module):
 @pytest.mark.parametrize("size, published", [(1, (2.4542, 2.4530, 2.4579)), (2, (2.1914, 2.2223, 2.2235))])
 def test_data_and_evaluation_give_the_published_losses_of_counts(size, published):
     corpus = corpus_of(LECTURE)
-    splits = [Windows(lines, corpus.vocab, "cpu", size) for lines in (corpus.train, corpus.dev, corpus.test)]
-    model = Counts(splits[0], size, len(corpus.vocab))
-    assert [round(makemore.evaluate(model, data)[0], 4) for data in splits] == list(published)
+    model = Counts(Windows(corpus.train, corpus.vocab, "cpu", size), size, len(corpus.vocab))
+    run = Run(Config(block_size=size, device="cpu"), corpus, model)
+    assert [round(run.evaluate(part), 4) for part in makemore.PARTS] == list(published)
 
 
 @pytest.mark.parametrize("n", range(3, 25))
@@ -211,10 +215,8 @@ def test_every_split_gets_a_line_however_few_there_are(tmp_path, n):
     assert len(corpus.train) >= len(corpus.test)
 
 
-def test_random_split_follows_the_seed(lines_file):
-    one, again, other = (corpus_of(lines_file, split="random", seed=s).test for s in (1, 1, 2))
-    assert one == again != other
-    assert corpus_of(lines_file, seed=1).test == corpus_of(lines_file, seed=2).test  # the standard one does not
+def test_the_split_does_not_follow_the_seed(lines_file):
+    assert corpus_of(lines_file, seed=1) == corpus_of(lines_file, seed=2)
 
 
 def test_dedup_drops_repeated_lines_only_when_asked(tmp_path):
@@ -391,7 +393,7 @@ def test_recurrent_cells(name):
 def test_attention_is_a_softmax_over_the_past():
     config = SimpleNamespace(n_embd=8, n_head=2, n_layer=1, dropout=0.0)
     layer, x = makemore.CausalSelfAttention(config), torch.randn(3, 5, 8)
-    places = makemore.Places(torch.ones(3, 5))  # nothing is padding
+    packing = makemore.Packing(torch.ones(3, 5))  # nothing is padding
     q, k, v = layer.qkv(x).split(8, -1)
     heads = []
     for h in (slice(0, 4), slice(4, 8)):
@@ -401,7 +403,8 @@ def test_attention_is_a_softmax_over_the_past():
     deaf = type("Deaf", (makemore.Dropout,), {"forward": lambda self, x: x})
     for p in (0.0, 0.5):  # in one kernel, and written out, as it is when weights drop out
         layer.dropout = deaf(p)
-        torch.testing.assert_close(places.put(layer(places.take(x), places)), layer.proj(torch.cat(heads, -1)))
+        y = packing.unpack(layer(packing.pack(x), packing))
+        torch.testing.assert_close(y, layer.proj(torch.cat(heads, -1)))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
@@ -425,9 +428,9 @@ def test_dropout(p):
 @every_type
 def test_shape(kind):
     lines = invent(20)
-    model, vocab, config = make(kind, lines, **SMALL)
-    x, y = makemore.examples(model, lines, vocab, config, "cpu").batch(torch.arange(6))
-    assert model(x).shape == (*y.shape, len(vocab))
+    run = make(kind, lines, **SMALL)
+    x, y = run.examples(lines).batch(torch.arange(6))
+    assert run.model(x).shape == (*y.shape, len(run.vocab))
 
 
 @networks
@@ -437,21 +440,20 @@ def test_shape(kind):
 def test_an_untrained_model_knows_nothing(kind, sizes):
     lines = invent(300)
     for seed in (1, 2):
-        model, vocab, config = make(kind, lines, seed=seed, **sizes)
-        data = makemore.examples(model, lines, vocab, config, "cpu")
-        x, y = data.batch(torch.arange(64))
-        for loss in (makemore.evaluate(model, data)[0], makemore.cross_entropy(model.train()(x), y).item()):
-            assert loss == pytest.approx(math.log(len(vocab)), rel=0.02)
+        run = make(kind, lines, seed=seed, **sizes)
+        x, y = run.examples(lines).batch(torch.arange(64))
+        for loss in (run.evaluate("train"), makemore.cross_entropy(run.model.train()(x), y).item()):
+            assert loss == pytest.approx(math.log(len(run.vocab)), rel=0.02)
 
 
 @every_type
 def test_a_later_character_never_changes_an_earlier_logit(kind):
     line = "abcdefgh"
-    model, vocab, config = make(kind, [line], **SMALL)
-    shake(model)
-    before = line_logits(model, vocab, config, line)
+    run = make(kind, [line], **SMALL)
+    shake(run.model)
+    before = line_logits(run, line)
     for t in range(len(line)):
-        after = line_logits(model, vocab, config, line[:t] + "a" * (t != 0) + "h" * (t == 0) + line[t + 1 :])
+        after = line_logits(run, line[:t] + "a" * (t != 0) + "h" * (t == 0) + line[t + 1 :])
         torch.testing.assert_close(after[: t + 1], before[: t + 1], atol=0, rtol=0)  # row t predicts character t
         assert not torch.allclose(after[t + 1], before[t + 1])
 
@@ -459,31 +461,30 @@ def test_a_later_character_never_changes_an_earlier_logit(kind):
 @pytest.mark.parametrize("kind", window_models)
 def test_a_window_model_sees_its_context_all_of_it_and_nothing_else(kind):
     line = "abcdefghijklmnop"
-    model, vocab, config = make(kind, [line], **SMALL)
-    shake(model)
-    before = line_logits(model, vocab, config, line)
-    changed = line_logits(model, vocab, config, "b" + line[1:])
+    run = make(kind, [line], **SMALL)
+    shake(run.model)
+    before, changed = line_logits(run, line), line_logits(run, "b" + line[1:])
     seen = [i for i in range(len(before)) if not torch.allclose(before[i], changed[i])]
-    assert seen == list(range(1, config.block_size + 1))
-    x = torch.randint(len(vocab), (9, config.block_size))
-    with makemore.inference(model):
-        torch.testing.assert_close(model(x)[3:4], model(x[3:4]))
+    assert seen == list(range(1, run.config.block_size + 1))
+    x = torch.randint(len(run.vocab), (9, run.config.block_size))
+    with makemore.inference(run.model):
+        torch.testing.assert_close(run.model(x)[3:4], run.model(x[3:4]))
 
 
 @networks
 def test_overfits_one_batch_down_to_its_entropy_and_no_further(kind):
     """Nothing that sees only what a model may see predicts better than the frequencies after each context."""
     lines = ["olivia", "otto", "liam", "mia", "zoe"]
-    model, vocab, config = make(kind, lines, n_layer=3, n_head=2, n_embd=24, n_embd2=32, dropout=0.0)
-    follows = {}
+    run = make(kind, lines, n_layer=3, n_head=2, n_embd=24, n_embd2=32, dropout=0.0)
+    model, size, follows = run.model, run.config.block_size, {}
     for line in lines:
         for i, ch in enumerate(line + "."):
-            seen = ("." * config.block_size + line[:i])[-config.block_size :] if model.windowed else line[:i]
+            seen = ("." * size + line[:i])[-size:] if model.windowed else line[:i]
             follows.setdefault(seen, Counter())[ch] += 1
     total = sum(sum(c.values()) for c in follows.values())
     entropy = -sum(n * math.log(n / sum(c.values())) for c in follows.values() for n in c.values()) / total
 
-    data = makemore.examples(model, lines, vocab, config, "cpu")
+    data = run.examples(lines)
     x, y = data.batch(torch.arange(len(data)))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1 if kind == "bigram" else 0.01)
     for _ in range(300):
@@ -502,38 +503,40 @@ def test_overfits_one_batch_down_to_its_entropy_and_no_further(kind):
 def test_evaluation_is_exact(kind):
     """As if every prediction of every line were made alone, from what stands before it."""
     lines = invent(25)
-    model, vocab, config = make(kind, lines, **SMALL, dropout=0.5)
+    run = make(kind, lines, **SMALL, dropout=0.5)
+    model, size, scores = run.model, run.config.block_size, []
     shake(model)
-    total = 0.0
     model.eval()
     for line in lines:
-        tokens = [*vocab.encode(line).tolist(), 0]
+        tokens, nats = [*run.vocab.encode(line).tolist(), 0], 0.0
         for i, token in enumerate(tokens):
             if model.windowed:
-                logits = model(torch.tensor([([0] * config.block_size + tokens[:i])[-config.block_size :]]))[0]
+                logits = model(torch.tensor([([0] * size + tokens[:i])[-size:]]))[0]
             else:
                 logits = model(torch.tensor([[0, *tokens[:i]]]))[0, -1]
-            total -= logits.log_softmax(-1)[token].item()
+            nats -= logits.log_softmax(-1)[token].item()
+        scores.append(nats)
     model.train()
-    data, count = makemore.examples(model, lines, vocab, config, "cpu"), sum(len(line) + 1 for line in lines)
-    for batch_size in (1, 7, 2048):
-        loss, predictions = makemore.evaluate(model, data, batch_size)
-        assert predictions == count
-        assert loss == pytest.approx(total / count, rel=1e-5)
+    data, count = run.examples(lines), sum(len(line) + 1 for line in lines)
+    assert data.count == count
+    for tokens in (1, 7, 2048):
+        assert mean_loss(model, data, tokens) == pytest.approx(sum(scores) / count, rel=1e-5)
+    assert run.evaluate("train") == pytest.approx(sum(scores) / count, rel=1e-5)
+    assert run.score(lines) == pytest.approx(scores, rel=1e-4)
 
 
 @every_type
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_and_sampling_touch_nothing(kind, training):
     lines = invent(20)
-    model, vocab, config = make(kind, lines, **SMALL, dropout=0.5)
-    model.train(training)
+    run = make(kind, lines, **SMALL, dropout=0.5)
+    model = run.model.train(training)
     modes = []
     model.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
     weights = {name: t.clone() for name, t in model.state_dict().items()}
     rngs = torch.get_rng_state(), random.getstate()
-    makemore.evaluate(model, makemore.examples(model, lines, vocab, config, "cpu"))
-    makemore.generate(model, vocab, config, 6, torch.Generator().manual_seed(1), "cpu")
+    for look in (lambda: run.evaluate("train"), lambda: run.score(lines), run.sample, run.probabilities):
+        assert look() == look()
     assert set(modes) == {(False, False)}
     assert model.training is training
     assert same(weights, dict(model.state_dict()))
@@ -558,8 +561,7 @@ class Oracle(nn.Module):
 
 
 def draw(model, vocab, limit=6, seed=1, **settings):
-    config = makemore.Config(**settings)
-    return makemore.generate(model, vocab, config, limit, torch.Generator().manual_seed(seed), "cpu")
+    return Run(Config(seed=seed, device="cpu", **settings), Corpus(vocab, limit, ""), model).sample()
 
 
 def test_top_k_keeps_the_k_likeliest():
@@ -613,14 +615,17 @@ def test_prefix_is_kept_and_needs_no_company():
 def test_sampling_is_what_the_model_says_after_a_prefix(kind):
     """Greedy sampling, step by step, is the argmax of the logits that training would see for the same line."""
     lines = invent(20)
-    model, vocab, config = make(kind, lines, **SMALL)
-    shake(model)
-    config.temperature, config.prefix, config.num_samples = 0.0, lines[0][:1], 3
-    samples = makemore.generate(model, vocab, config, max(map(len, lines)), torch.Generator(), "cpu")
-    assert samples[0] == samples[1] == samples[2]
-    choices = line_logits(model, vocab, config, samples[0]).argmax(-1).tolist()
-    expected = [*vocab.encode(samples[0]).tolist(), 0][1 : max(map(len, lines))]
-    assert choices[1 : max(map(len, lines))] == expected
+    run, longest = make(kind, lines, **SMALL), max(map(len, lines))
+    shake(run.model)
+    samples = run.sample(3, prefix=lines[0][:1], temperature=0.0)
+    assert len(samples) == 3 and samples[0] == samples[1] == samples[2]
+    logits = line_logits(run, samples[0])
+    expected = [*run.vocab.encode(samples[0]).tolist(), 0][1:longest]
+    assert logits.argmax(-1).tolist()[1:longest] == expected
+    after = run.probabilities(samples[0][:1])  # every character's, likeliest first
+    assert next(iter(after)) == samples[0][1:2] and [*after.values()] == sorted(after.values(), reverse=True)
+    wanted = dict(zip(["", *run.vocab.chars], logits[1].softmax(0).tolist(), strict=True))
+    assert after == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
 def test_the_seed_decides_the_samples():
@@ -628,8 +633,15 @@ def test_the_seed_decides_the_samples():
     assert one == again != other
 
 
+def test_what_is_given_to_sample_wins_over_the_settings_of_the_run():
+    settings = dict(prefix="a", temperature=0.7, top_k=2, top_p=0.9, seed=5)
+    run = Run(Config(device="cpu", num_samples=50), Corpus(Vocab("ab"), 6, ""), Oracle(0.2, 0.5, 0.3))
+    assert run.sample(30, **settings) == draw(run.model, run.vocab, num_samples=30, **settings)
+    assert run.sample() == draw(run.model, run.vocab, num_samples=50, seed=Config.seed)  # nothing was kept
+
+
 def test_samples_are_sorted_by_where_they_occur(capsys):
-    corpus = Corpus(Vocab("ab"), ["a", "aa"], ["b"], ["ab"], 2, "")
+    corpus = Corpus(Vocab("ab"), 2, "", "", ["a", "aa"], ["b"], ["ab"])
     makemore.print_samples(["b", "a", "bb", "ab", "a", "aa", "ba", "bb"], corpus)
     out = capsys.readouterr().out
     assert re.findall(r"^(\w[\w ]*) \((\d)\):((?:\n  \w+)*)", out, re.M) == [
@@ -653,7 +665,8 @@ def test_a_run_reports_and_leaves_its_files(cli, lines_file, tmp_path):
     assert re.search(r"\nsamples: 7, new \d+ %, unique \d+ %\n$", out)
     assert "80 lines" in out or "64 train, 8 dev, 8 test lines" in out
     progress = re.findall(r"^step (\d+)/25 .*train \S+ .*dev \d+\.\d+.* [\d.]+ ms/step(.*left)?", out, re.M)
-    assert [int(step) for step, _ in progress] == [0, 10, 20, 25] and progress[1][1]
+    assert [int(step) for step, _ in progress] == [10, 20, 25] and progress[1][1]
+    assert re.search(r"^step 0/25 +train –  dev \d+\.\d+\*  lr \S+$", out, re.M)  # no step yet, so no pace
 
     folder = tmp_path / "a/b"
     assert {p.name for p in folder.iterdir()} == {"model.pt", "last.pt", "log.csv", "loss.png"}
@@ -692,7 +705,8 @@ def test_a_run_of_no_steps_leaves_a_model(cli, lines_file, tmp_path):
 
 @pytest.mark.parametrize("kind", ["wavenet", "transformer"])
 def test_the_evaluation_interval_does_not_change_the_weights(cli, lines_file, tmp_path, kind):
-    argv = ["-i", lines_file, "--type", kind, *flags(**SMALL, dropout=0.3, batch_size=8, max_steps=12)]
+    argv = ["-i", lines_file, "--type", kind]
+    argv += flags(**fitting(kind, **SMALL, dropout=0.3, batch_size=8, max_steps=12))
     for interval in (1, 5):
         assert cli(*argv, "-o", tmp_path / str(interval), "--eval-interval", interval)[0] == 0
     assert same_state(tmp_path / "1/last.pt", tmp_path / "5/last.pt")
@@ -700,7 +714,7 @@ def test_the_evaluation_interval_does_not_change_the_weights(cli, lines_file, tm
 
 @pytest.mark.parametrize("kind", ["bow", "gru"])
 def test_the_seed_decides_the_weights(cli, lines_file, tmp_path, kind):
-    argv = ["-i", lines_file, "--type", kind, *flags(**SMALL, max_steps=3)]
+    argv = ["-i", lines_file, "--type", kind, *flags(**fitting(kind, **SMALL, max_steps=3))]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert cli(*argv, "-o", tmp_path / name, "--seed", seed)[0] == 0
     assert same_state(tmp_path / "a/last.pt", tmp_path / "b/last.pt")
@@ -708,8 +722,8 @@ def test_the_seed_decides_the_weights(cli, lines_file, tmp_path, kind):
 
 
 def test_a_batch_of_one_trains(cli, lines_file, tmp_path):
-    argv = ["-i", lines_file, "-o", tmp_path, "--type", "wavenet", *flags(**SMALL, batch_size=1, max_steps=5)]
-    status, out, err = cli(*argv)
+    small = fitting("wavenet", **SMALL, batch_size=1, max_steps=5)
+    status, out, err = cli("-i", lines_file, "-o", tmp_path, "--type", "wavenet", *flags(**small))
     assert (status, err) == (0, "") and re.search(FINAL, out)
 
 
@@ -717,11 +731,11 @@ def test_a_batch_of_one_trains(cli, lines_file, tmp_path):
 def test_resumed_is_uninterrupted_to_the_last_bit(cli, first_half, trained, lines_file, tmp_path, kind):
     """20 steps, then on to 40, is 40 steps: weights, optimizer, random states, log, best model. Dropout is on."""
     folder, whole = trained(kind), tmp_path / "whole"
-    status, resumed, err = cli("-o", folder, "--resume", "--max-steps", 40, "--eval-interval", 10)
+    status, resumed, err = cli("-o", folder, "--resume", *flags(**fitting(kind, max_steps=40, eval_interval=10)))
     assert (status, err) == (0, "")
-    argv = ["-i", lines_file, "-o", whole, "--type", kind, *RUN]
-    status, uninterrupted, _ = cli(*argv, "--max-steps", 40)
-    assert status == 0
+    argv = ["-i", lines_file, "-o", whole, "--type", kind, *flags(**fitting(kind, **RUN, max_steps=40))]
+    status, uninterrupted, err = cli(*argv)
+    assert (status, err) == (0, "")
     assert kind == "ngram" or not same_state(first_half(kind)[0] / "last.pt", whole / "last.pt")
     assert same_state(folder / "last.pt", whole / "last.pt")
     assert same(load(folder / "model.pt")["model"], load(whole / "model.pt")["model"])
@@ -789,7 +803,7 @@ def start(*argv):
 
 def test_killed_at_random_moments_it_resumes(cli, lines_file, tmp_path):
     run = tmp_path / "run"
-    argv = ["-i", lines_file, "--type", "mlp", "--decay-steps", 1000, *flags(**SMALL, dropout=0.2)]
+    argv = ["-i", lines_file, "--type", "mlp", "--decay-steps", 1000, *flags(**fitting("mlp", **SMALL, dropout=0.2))]
     delay = random.Random(0)
     for mode in ([], ["--resume"], ["--resume"]):
         process = start(*argv, "-o", run, "--max-steps", -1, "--eval-interval", 3, *mode)
@@ -943,7 +957,40 @@ def test_the_command_line_of_upstream_runs(cli, tmp_path, monkeypatch):
     status, out, err = cli(*command.split())
     assert (status, err) == (0, "") and re.search(FINAL, out)
     assert (tmp_path / "names/model.pt").exists()
-    assert cli(*command.split(), "--sample-only")[::2] == (0, "")  # the flags may be repeated
+    status, out, err = cli(*command.split(), "--sample-only")  # the flags may be repeated: those for training are named
+    assert (status, err.count("\n")) == (0, 1) and "samples: 20," in out
+    named = re.findall(r"(--\S+) is not used by --sample-only, only by training, --resume\b", err)
+    assert named == ["--batch-size", "--learning-rate", "--max-steps"] and err.count("is not used") == 3
+
+
+@every_type
+def test_a_setting_that_a_type_does_not_use_is_named_in_one_line_and_dropped(cli, lines_file, tmp_path, kind):
+    given = dict(SMALL, n=2, batchnorm=None, max_steps=1)
+    argv = [word for word in flags(**given) if word != "None"]
+    ignored = [name for name in given if name not in makemore.uses(kind)]
+    status, out, err = cli("-i", lines_file, "-o", tmp_path, "--type", kind, *argv)
+    assert status == 0 and re.search(FINAL, out) and err.count("\n") == 1 and err.startswith("makemore: --")
+    named = [re.fullmatch(rf"(--\S+) is not used by {kind}, only by (.+)", part) for part in err[10:-1].split("; ")]
+    assert [match[1][2:].replace("-", "_") for match in named] == ignored
+    for name, match in zip(ignored, named, strict=True):
+        assert match[2].split(", ") == [other for other in MODELS if name in makemore.uses(other)]
+    config, wanted = load(tmp_path / "model.pt")["config"], makemore.configure(dict(type=kind))
+    assert [config[name] for name in ignored] == [getattr(wanted, name) for name in ignored]
+
+
+def test_the_line_that_names_an_unused_setting(cli, lines_file, tmp_path):
+    argv = ["-i", lines_file, "-o", tmp_path, "--type", "mlp", "--max-steps", 1]
+    assert cli(*argv, "--n-head", 2)[2] == "makemore: --n-head is not used by mlp, only by transformer\n"
+    with pytest.warns(UserWarning) as caught:
+        makemore.train(invent(10), type="mlp", max_steps=1, n_head=2)
+    assert [str(w.message) for w in caught] == ["--n-head is not used by mlp, only by transformer"]
+    assert caught[0].filename == __file__  # it points at the caller's line
+
+
+def test_prompt_is_prefix(cli, first_half):
+    folder = first_half("bigram")[0]
+    prefix, prompt = (cli("-o", folder, "--sample-only", flag, "ba") for flag in ("--prefix", "--prompt"))
+    assert prefix == prompt and prompt[0] == 0 and prompt[1].count("\n  ba") == 20
 
 
 def test_underscores_are_as_good_as_hyphens(cli, lines_file, tmp_path):
@@ -959,18 +1006,51 @@ def test_help_tells_every_flag_and_the_defaults_of_every_type(capsys):
     assert stop.value.code == 0
     upstream = """--input-file -i --work-dir -o --type --max-steps --device --seed --resume --sample-only --top-k
         --n-layer --n-head --n-embd --n-embd2 --batch-size -b --learning-rate -l --weight-decay -w"""
-    ours = "--block-size --dropout --eval-interval --num-samples --temperature --top-p --prefix --eval --split"
+    ours = "--block-size --dropout --eval-interval --num-samples --temperature --top-p --prefix --prompt --eval"
     assert [flag for flag in (upstream + " " + ours).split() if not re.search(rf"{flag}\b", text)] == []
-    for kind, entry in MODELS.items():
-        assert re.search(rf"^ +{kind} ", text, re.M)
+    assert "--split" not in text
+    rows = re.split(rf"^  ({'|'.join(MODELS)}) ", text, flags=re.M)[1:]
+    assert rows[::2] == [*MODELS]
+    for entry, row in zip(MODELS.values(), rows[1::2], strict=True):
+        words = " ".join(row.split())
         for name, value in entry.defaults.items():
-            assert f"--{name.replace('_', '-')} {value}" in text
+            flag = f"--{name.replace('_', '-')}"
+            told = {"True": flag, "False": flag.replace("--", "--no-")}.get(str(value), f"{flag} {value}")
+            assert value is None or told in words
+
+
+@pytest.mark.parametrize("kind", [None, *MODELS])
+def test_help_for_a_type_tells_its_defaults_and_what_it_does_not_use(capsys, kind):
+    with pytest.raises(SystemExit) as stop:
+        makemore.main([*(["--type", kind] if kind else []), "--help"])
+    text = capsys.readouterr().out.partition("\n\n--type is one of")[0]
+    told = {}  # flag: what is said about it, without white space
+    for block in re.split(r"^  (?=-)", re.sub(r"\n\n\S.*", "", text), flags=re.M)[1:]:
+        told[re.match(r"[\w-]+", block)[0]] = "".join(block.split())
+    assert stop.value.code == 0 and len(told) >= len(makemore.SETTINGS)
+    defaults = MODELS[kind].defaults if kind else {}
+    vary = {name for entry in MODELS.values() for name in entry.defaults}
+    for name, setting in makemore.SETTINGS.items():
+        text, used = told["--" + name.replace("_", "-")], not kind or name in makemore.uses(kind)
+        assert text.endswith(f"(notusedby{kind})") is not used, text
+        default = defaults.get(name, setting.default if kind or name not in vary else None)
+        if used and default not in (None, "") and default is not False:
+            assert text.endswith(f"[{default}]"), text
+    if kind == "gru":
+        assert told["--n-embd2"].endswith("[128]") and told["--learning-rate"].endswith("[0.003]")
+        assert told["--n-head"].endswith("(notusedbygru)") and told["--block-size"].endswith("(notusedbygru)")
+    for argv in (["--help", f"--type={kind}"], ["--type", str(kind), "--help"]):  # either way round
+        with pytest.raises(SystemExit):
+            makemore.main(argv if kind else ["--help"])
+    texts = capsys.readouterr().out
+    assert texts[: len(texts) // 2] == texts[len(texts) // 2 :]
 
 
 def test_three_lines_train(cli, tmp_path):
     (tmp_path / "f.txt").write_text("ab\nb\nca\n")
     for kind in MODELS:
-        status, out, err = cli("-i", tmp_path / "f.txt", "-o", tmp_path / kind, "--type", kind, "--max-steps", 2)
+        argv = ["-i", tmp_path / "f.txt", "-o", tmp_path / kind, "--type", kind]
+        status, out, err = cli(*argv, *flags(**fitting(kind, max_steps=2)))
         assert (status, err) == (0, "") and re.search(FINAL, out), kind
 
 
@@ -992,6 +1072,71 @@ def test_alone_in_an_empty_folder_it_trains_on_five_lines(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and re.search(FINAL, done.stdout)
     assert {p.name for p in tmp_path.iterdir()} == {"makemore.py", "five.txt", "out"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The library: what the command line does, in Python
+
+
+def test_training_in_python_is_training_on_the_command_line(cli, first_half, lines_file, tmp_path, capsys, monkeypatch):
+    """From a file or from its lines, into a folder that is made for it or into none: the same model, and not a word."""
+    monkeypatch.chdir(tmp_path)
+    wanted, settings = load(first_half("gru")[0] / "model.pt"), dict(type="gru", **fitting("gru", **RUN, max_steps=20))
+    for data, folder in ((lines_file, "a/b"), (lines_file.read_text().split(), None), (str(lines_file), None)):
+        run = makemore.train(data, work_dir=folder, **settings)
+        assert same(dict(run.model.state_dict()), wanted["model"]) and run.progress.step == 20
+        assert same(run.progress.history[-1][3:], wanted["progress"]["history"][-1][3:])
+        assert [p.name for p in tmp_path.iterdir()] == ["a"]  # only the first has a folder
+    assert {p.name for p in (tmp_path / "a/b").iterdir()} >= {"model.pt", "last.pt", "log.csv"}
+    assert capsys.readouterr() == ("", "")
+    assert makemore.load("a/b").sample(50) == run.sample(50)
+    assert makemore.load("a/b").evaluate("test") == run.evaluate("test")
+
+
+def test_training_goes_on_in_python_as_if_it_had_never_stopped(tmp_path):
+    lines, settings = invent(60), dict(type="transformer", **fitting("transformer", **RUN))
+    whole = makemore.train(lines, max_steps=40, **settings)
+    assert whole.progress.step == 40 and not whole.model.training
+    in_memory = makemore.train(lines, max_steps=20, **settings).train(max_steps=40)
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(lines))
+    makemore.train(path, max_steps=20, work_dir=tmp_path, **settings)
+    from_folder = makemore.load(tmp_path).train(max_steps=40)
+    for run in (in_memory, from_folder):
+        assert same(dict(run.model.state_dict()), dict(whole.model.state_dict()))
+        assert [row[:1] + row[3:] for row in run.progress.history] == [r[:1] + r[3:] for r in whole.progress.history]
+
+
+@every_type
+def test_a_saved_model_comes_back(first_half, tmp_path, kind):
+    run = makemore.load(first_half(kind)[0])
+    run.save(tmp_path / "copy")
+    again, lines = makemore.load(tmp_path / "copy"), invent(10, seed=5)
+    assert again.sample(20) == run.sample(20) and again.score(lines) == run.score(lines)
+    assert again.probabilities("ba") == run.probabilities("ba")
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        (dict(temperature=-1), "--temperature -1"),
+        (dict(type="gpt5"), "gpt5"),
+        (dict(colour="red"), "colour"),
+        (dict(colour=False), "colour"),
+    ],
+)
+def test_a_mistake_in_python_is_a_value_error(settings, says):
+    with pytest.raises(ValueError, match=says):
+        makemore.train(invent(10), **settings)
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [(dict(temperature=-1), "--temperature -1"), (dict(colour="red"), "colour"), (dict(n_embd=9), "--n-embd 9.* 8")],
+)
+def test_a_mistake_in_what_load_is_given_is_a_value_error(first_half, settings, says):
+    with pytest.raises(ValueError, match=says):
+        makemore.load(first_half("mlp")[0], **settings)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1042,7 +1187,7 @@ def test_bad_files(cli, tmp_path, monkeypatch, raw, says):
         ("-i ok.txt --n-embd", "n-embd"),
         ("-i ok.txt --n-embd ten", "n-embd.*ten"),
         ("-i ok.txt --n-embd 10 --n-head 4", "10.*4"),
-        ("-i ok.txt --split thirds", "thirds"),
+        ("-i ok.txt --split random", "--split random"),
         *[(f"-i ok.txt --{flag} {n}", f"{flag}.*{n}") for flag in
           ("n-layer", "n-head", "n-embd", "n-embd2", "batch-size") for n in (0, -1)],
         *[(f"-i ok.txt --type {kind} --block-size -1", "block-size.*-1") for kind in MODELS],
@@ -1081,7 +1226,9 @@ def test_bad_files(cli, tmp_path, monkeypatch, raw, says):
         ("--sample-only", "model.pt"),
         ("--sample-only -o nowhere/at/all", "nowhere"),
         ("--eval ok.txt", "model.pt"),
-        ("-i ok.txt --eval=", "."),
+        ("-i ok.txt --eval=", "--eval is empty"),
+        ("-i ok.txt --mix=", "--mix is empty"),
+        ("-i ok.txt --work-dir=", "--work-dir is empty"),
         ("--resume --sample-only", "do not go together"),
     ],
 )  # fmt: skip
@@ -1123,6 +1270,7 @@ def test_a_message_stays_one_line_whatever_it_quotes(cli, tmp_path, monkeypatch)
     "argv, says",
     [
         ("--sample-only --prefix b7", "'7'"),
+        ("--resume --max-steps 30 --prefix b7", "'7'"),
         ("--sample-only --prefix " + "ba" * 20, "prefix"),
         ("--sample-only --type mlp", "type.*transformer"),
         ("--sample-only --n-embd 16", "n-embd.*8"),
@@ -1131,7 +1279,7 @@ def test_a_message_stays_one_line_whatever_it_quotes(cli, tmp_path, monkeypatch)
         ("--eval missing.txt", "missing.txt"),
         ("--eval empty.txt", "empty"),
         ("--eval strange.txt", "unknown.*'1' '2'.*knows"),
-        ("--eval=", "."),
+        ("--eval=", "--eval is empty"),
         ("--resume -i other.txt", "other.txt"),
         ("--resume -i missing.txt", "missing.txt"),
         ("--resume --type mlp", "type.*transformer"),
@@ -1148,6 +1296,79 @@ def test_bad_arguments_with_a_trained_folder(cli, trained, tmp_path, monkeypatch
     Path("strange.txt").write_text("ba\nb21\n")
     Path("other.txt").write_text("\n".join(invent(80, seed=2)))
     assert_refused(cli, tmp_path, "-o", folder, *argv.split(), says=says)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints of the version before: other names for some parameters, and a setting that is gone
+
+OLD_NAMES = dict(token="tok", position="pos", attn="attend", mlp="think", weights="shares")
+OLD_DEFAULTS = dict(
+    block_size=0, n_layer=4, n_head=4, n_embd=64, n_embd2=64, dropout=0.0, batchnorm=False, direct=False, conv="tree",
+    init="kaiming", n=6, smoothing="kneser-ney", strength=0.0, backprop="autograd", work_dir="out",
+)  # fmt: skip
+OLD_CONFIG = """input_file split dedup type block_size n_layer n_head n_embd n_embd2 dropout batchnorm direct conv init
+    n smoothing strength max_steps batch_size learning_rate weight_decay optimizer schedule warmup_steps decay_steps
+    grad_clip backprop seed num_samples temperature top_k top_p prefix work_dir device eval_interval diagnose resume
+    sample_only eval mix fold_batchnorm find_lr check_backprop"""
+OLD_KEYS = "program config progress vocab longest digest model optimizer batches rng cuda_rng"
+
+
+def aged(checkpoint, split="standard"):
+    """The checkpoint as the version before would have written it."""
+    config = dict(checkpoint["config"], split=split)
+    config = {name: OLD_DEFAULTS.get(name) if config[name] is None else config[name] for name in OLD_CONFIG.split()}
+    rename = lambda key: ".".join(OLD_NAMES.get(part, part) for part in key.split("."))  # noqa: E731
+    old = {key: checkpoint[key] for key in OLD_KEYS.split()}
+    old |= dict(config=config, model={rename(key): tensor for key, tensor in checkpoint["model"].items()})
+    if "members" in checkpoint:
+        keys = ("config", "vocab", "longest", "model", "members")
+        old["members"] = [{k: v for k, v in aged(member).items() if k in keys} for member in checkpoint["members"]]
+    return old
+
+
+def age(folder, **changes):
+    for path in folder.glob("*.pt"):
+        torch.save(aged(load(path), **changes), path)
+    return folder
+
+
+@every_type
+def test_a_checkpoint_of_the_version_before_samples_evaluates_and_resumes(cli, first_half, lines_file, tmp_path, kind):
+    ours, old = (shutil.copytree(first_half(kind)[0], tmp_path / name) for name in ("ours", "old"))
+    age(old)
+    assert load(old / "last.pt")["config"].keys() - load(ours / "last.pt")["config"].keys() == {"split"}
+    for argv in (["--sample-only", "--num-samples", 50], ["--eval", lines_file]):
+        (status, out, err), wanted = (cli("-o", folder, *argv) for folder in (old, ours))
+        assert (status, err) == (0, "") and out.replace(str(old), str(ours)) == wanted[1]
+    for argv in ([], flags(**fitting(kind, max_steps=40))):  # first nothing is left to learn: model.pt stays as it is
+        (status, out, err), wanted = (cli("-o", folder, "--resume", *argv) for folder in (old, ours))
+        assert (status, err) == (0, "") and out[out.index("final:") :] == wanted[1][wanted[1].index("final:") :]
+    assert same_state(old / "last.pt", ours / "last.pt")
+    assert same(load(old / "model.pt")["model"], load(ours / "model.pt")["model"])
+    assert load(old / "last.pt")["progress"]["step"] == (0 if kind == "ngram" else 40)
+
+
+def test_a_mixture_of_the_version_before_is_as_good_as_ours(cli, first_half, lines_file, tmp_path):
+    """Of an n-gram and another mixture; and it can be mixed again."""
+    gru, ngram, transformer = (first_half(kind)[0] for kind in ("gru", "ngram", "transformer"))
+    assert cli("--mix", f"{gru},{transformer}", "-o", tmp_path / "inner")[0] == 0
+    assert cli("--mix", f"{ngram},{tmp_path / 'inner'}", "-o", tmp_path / "ours")[0] == 0
+    old = age(shutil.copytree(tmp_path / "ours", tmp_path / "old"))
+    assert load(old / "model.pt")["model"].keys() == {"shares"}
+    for argv in (["--sample-only", "--num-samples", 50], ["--eval", lines_file]):
+        (status, out, err), wanted = (cli("-o", folder, *argv) for folder in (old, tmp_path / "ours"))
+        assert (status, err) == (0, "") and out.replace(str(old), str(tmp_path / "ours")) == wanted[1]
+    assert_refused(cli, tmp_path, "-o", old, "--resume", says="last.pt")  # its members learn, it does not
+    mixed = [cli("--mix", f"{gru},{tmp_path / name}", "-o", tmp_path / f"of-{name}") for name in ("ours", "old")]
+    tables = [out.replace(str(tmp_path / name), "") for (_, out, _), name in zip(mixed, ("ours", "old"), strict=True)]
+    assert [status for status, *_ in mixed] == [0, 0] and tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("mode", ["--sample-only", "--resume", "--eval", "--mix"])
+def test_a_checkpoint_with_a_split_that_is_gone_is_refused(cli, trained, lines_file, tmp_path, mode):
+    folder = age(trained("mlp"), split="random")
+    argv = {"--eval": ["-o", folder, mode, lines_file], "--mix": [mode, f"{folder},{folder}"]}.get(mode)
+    assert_refused(cli, tmp_path, *(argv or ["-o", folder, mode]), says="--split")
 
 
 class Boom:
@@ -1190,7 +1411,7 @@ def test_bad_checkpoints(cli, trained, lines_file, tmp_path, mode, spoil):
     folder = trained("mlp")
     path = folder / ("last.pt" if mode == "--resume" else "model.pt")
     path.write_bytes(spoil(load(path), path.read_bytes(), tmp_path / "mark"))
-    argv = [mode, lines_file] if mode == "--eval" else [mode, "--max-steps", 30]
+    argv = [mode, *{"--eval": [lines_file], "--resume": ["--max-steps", 30]}.get(mode, [])]
     assert_refused(cli, tmp_path, "-o", folder, *argv, says=r"(last|model)\.pt|checkpoint")
 
 

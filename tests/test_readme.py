@@ -17,7 +17,7 @@ PROGRAMS = {"makemore.py": makemore, "gpt.py": gpt, "micrograd.py": micrograd}
 
 def commands():
     """All `python FILE.py ...` of the README, in fenced blocks and in code spans, in order, without comments."""
-    found = re.findall(r"`?(?:^|`|&& )(python \w+\.py[^`\n]*)", README, re.MULTILINE)
+    found = re.findall(rf"`?(?:^|`|&& )(python (?:{'|'.join(PROGRAMS)})[^`\n]*)", README, re.MULTILINE)
     return [shlex.split(re.sub(r"\s#.*", "", command))[1:] for command in found]
 
 
