@@ -67,7 +67,7 @@ def setting(group, default, help, *names, what=None, low=0, high=10**15, choices
 # fmt: off
 @dataclass
 class Config:
-    """All settings of a run. Where the default is None, the preset's row decides, and says who uses the setting."""
+    """All settings of a run. A preset's row in PRESETS overrides these; None: used only by rows that name it."""
 
     input_file: str = setting("data", "input.txt", "text file (UTF-8), of any size", "-i", what="FILE")
 
@@ -169,7 +169,7 @@ class Text:
 
 
 def average_by_loops(x):
-    """Every position's mean over itself and its past: (B, T, C) -> (B, T, C), as one would say it."""
+    """Every position's mean over itself and its past: (B, T, C) -> (B, T, C), by a loop."""
     return torch.stack([x[:, : t + 1].mean(1) for t in range(x.shape[1])], 1)
 
 
@@ -181,7 +181,7 @@ def average_by_matmul(x):
 
 
 def average_by_softmax(x):
-    """The same as a softmax over zeros, the future masked: now the zeros may become anything."""
+    """The same as a softmax over zeros, the future masked: learned scores can take the place of the zeros."""
     T = x.shape[1]
     weights = torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
     return weights @ x
@@ -193,18 +193,18 @@ def attend(q, k, v, scale):
     q, k, v are (B, H, T, D). Returns the averages (B, H, T, D) and the weights (B, H, T, T), whose rows sum to one.
     With q = 0 all scores are equal: the fourth way to average the past.
     """
-    T, S = q.shape[-2], k.shape[-2]  # a query at the end of S keys sees all of them, the one before it one less, ...
+    T, S = q.shape[-2], k.shape[-2]  # the T queries are the last T of the S positions
     future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
     weights = (scale * q @ k.mT).masked_fill(future, -math.inf).softmax(-1)  # (B, H, T, S)
     return weights @ v, weights
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Models, simplest first. A class takes (config, vocab_size), and tokens (B, T) to logits (B, T, V) for what comes next.
+# Models, simplest first. A class takes (config, vocab_size); its forward maps tokens (B, T) to logits (B, T, V).
 
 
 class Bigram(nn.Module):
-    """A table: the next character from the current one. What it cannot do is what the GPT is for."""
+    """A table: the next character from the current one. It sees one character; the GPT exists to see more."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -234,7 +234,7 @@ class Rotary(nn.Module):
 
     def __init__(self, block_size, head_size):
         super().__init__()
-        frequency = 1000.0 ** -torch.linspace(0, 1, head_size // 2 + 1)[:-1]  # from once around in 6 characters to 6000
+        frequency = 1000.0 ** -torch.linspace(0, 1, head_size // 2 + 1)[:-1]  # a turn in 6, ..., in 5000 characters
         angle = torch.arange(block_size)[:, None] * frequency  # (T, D/2)
         self.register_buffer("cos", angle.cos()[:, None], persistent=False)
         self.register_buffer("sin", angle.sin()[:, None], persistent=False)
@@ -277,7 +277,7 @@ class CausalSelfAttention(nn.Module):
             keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
             k, v = keys[:, :, : start + T], values[:, :, : start + T]
         dropout = self.dropout if self.training else 0.0
-        if self.weights is not None or 1 < T < k.shape[2]:  # the kernel's causal mask is for as many queries as keys
+        if self.weights is not None or 1 < T < k.shape[2]:  # the kernel's mask needs as many queries as keys
             y, weights = attend(q, k, v, q.shape[-1] ** -0.5)
             if self.weights is not None:
                 self.weights.append(weights)
@@ -316,7 +316,7 @@ class Block(nn.Module):
 
 
 def initialise(model, table_std=0.3):
-    """First weights, by kind. Every sublayer starts as the identity, the head at a loss of ln V: both end in zeros."""
+    """First weights, by kind. Zeros end every sublayer, so that a block starts as the identity, and a loss of ln V."""
     for layer in model.modules():
         if isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, std=table_std)
@@ -358,8 +358,8 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size):
         device, C = self.token.weight.device, self.token.weight.shape[1]
-        shape = (batch_size, self.n_head, self.block_size, C // self.n_head)
-        layers = [(torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in self.blocks]
+        shape, like = (batch_size, self.n_head, self.block_size, C // self.n_head), self.token.weight
+        layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
         return Cache(torch.full((batch_size, len(self.earlier)), self.padding, device=device), layers)
 
     def embed(self, idx, recent, start):
@@ -422,7 +422,7 @@ PRESETS = {
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Loss, evaluation, writing: exact, in eval mode, and without touching the random numbers of training
+# Loss, evaluation, writing: in eval mode, and without touching the random numbers of training
 
 
 def cross_entropy(logits, targets, reduction="mean"):
@@ -432,7 +432,7 @@ def cross_entropy(logits, targets, reduction="mean"):
 
 @contextlib.contextmanager
 def inference(model):
-    """Eval mode and no gradients, for as long as it lasts."""
+    """A context: eval mode and no gradients; afterwards the mode is as before."""
     was_training = model.training
     model.eval()
     try:
@@ -445,9 +445,10 @@ def inference(model):
 def windows(low, high, block_size, limit=0):
     """Yield (starts, length) of contexts that cover the tokens low..high side by side, in batches.
 
-    If these are more than `limit` characters (0: any), only so many are taken, evenly spread, and always the same.
+    At most `limit` characters are looked at (0: all), in evenly spaced windows, the same every time.
     """
     count = high - low - 1  # the first token has nothing before it to be predicted from
+    block_size = min(block_size, count)
     n, rest = divmod(count, block_size)
     starts = low + block_size * np.arange(n)
     if limit and count > limit:
@@ -460,7 +461,7 @@ def windows(low, high, block_size, limit=0):
 
 
 def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
-    """Logits (B, V) to probabilities (B, V) by temperature, top-k and top-p (Holtzman et al. 2020)."""
+    """Logits (B, V) to weights (B, V) for torch.multinomial, by temperature, top-k and top-p (Holtzman et al. 2020)."""
     if temperature < 1e-10:  # 0, or as good as 0
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no overflow, however small the temperature
@@ -486,18 +487,22 @@ def continuation(model, idx, config, cached=True):
     generator = torch.Generator().manual_seed(config.seed)
     seen = fresh = idx[:, -size:].to(device)
     new_cache = model.new_cache if cached and hasattr(model, "new_cache") else lambda batch_size: None
-    cache = new_cache(len(idx))
-    with inference(model):
+    cache, was_training = new_cache(len(idx)), model.training
+    model.eval()
+    try:
         for _ in range(config.max_new_tokens):
             if seen.shape[1] > size:
                 seen = fresh = seen[:, -max(1, size // 2) :]
                 cache = new_cache(len(idx))
-            logits = (model(seen) if cache is None else model(fresh, cache))[:, -1]  # (B, V)
+            with torch.no_grad():  # not around the yield, or it would hold for the caller, too
+                logits = (model(seen) if cache is None else model(fresh, cache))[:, -1]  # (B, V)
             probs = next_token_probs(logits.float().cpu(), config.temperature, config.top_k, config.top_p)
             token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
             yield token[:, 0]
             fresh = token.to(device)
             seen = torch.cat((seen, fresh), 1)
+    finally:
+        model.train(was_training)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -514,7 +519,7 @@ class Run:
     def __init__(self, config, data, model, plan, verbose=False):
         self.config, self.data, self.vocab = config, data, data.vocab
         self.plan, self.device, self.processes = plan, plan.device, plan.processes
-        self.model = self.net = model.to(self.device)  # net: the model as training calls it, compiled, say
+        self.model = self.net = model.to(self.device)  # net: what training calls, compiled or shared by processes
         self.folder = Path(config.work_dir) if config.work_dir else None
         self.progress, self.console = Progress(), Console(self, verbose and self.processes.rank == 0)
         self.optimizers, self.scaler, self.memory = [], None, {}  # memory: checkpoints, where there is no folder
@@ -534,12 +539,11 @@ class Run:
     def losses(self, text, part, limit, reduction):
         """Yield the loss of every batch of windows and its number of characters; each process takes its share."""
         batches = list(windows(*part_of(text, part), self.config.block_size, limit))
-        with inference(self.model):
-            for starts, length in batches[self.processes.rank :: self.processes.size]:
-                x, y = text.batch(starts, length, self.device)
-                with self.plan.autocast():
-                    loss = cross_entropy(self.model(x), y, reduction=reduction)
-                yield loss, y.numel()
+        for starts, length in batches[self.processes.rank :: self.processes.size]:
+            x, y = text.batch(starts, length, self.device)
+            with inference(self.model), self.plan.autocast():
+                loss = cross_entropy(self.model(x), y, reduction=reduction)
+            yield loss, y.numel()
 
     def stream(self, prompt=None, max_new_tokens=None, **settings):
         """Yield the prompt, then a character at a time. Settings: temperature, top_k, top_p, seed; else as `config`."""
@@ -574,14 +578,13 @@ class Run:
         """Learn until max_steps, patience or Ctrl-C, and end with the best weights on val; call it again to go on."""
         begin(self, settings)
         with StopOnSignal() as self.stop:
+            self.checkpoint()  # evaluate, keep the best, save, report
             while not self.over():
-                if self.due():
-                    self.checkpoint()  # evaluate, keep the best, save, report
-                else:
-                    self.learn()  # batch, forward, backward, step
-            if not self.evaluated():
-                self.checkpoint()
-        self.processes.sum(0)  # until everything is written
+                self.learn()  # batch, forward, backward, step
+                if self.progress.step % self.interval == 0:
+                    self.checkpoint()
+            self.checkpoint()
+        self.processes.sum(0)  # a barrier: rank 0 has written everything
         self.model.load_state_dict(weights_of(stored(self, "model.pt")))
         self.model.eval()
         return self
@@ -590,12 +593,6 @@ class Run:
         c, p = self.config, self.progress
         waited = sum(row[0] > p.best_step for row in p.history)
         return self.processes.stopped(self) or 0 <= c.max_steps <= p.step or 0 < c.patience <= waited
-
-    def due(self):
-        return self.progress.step % self.interval == 0 and not self.evaluated()
-
-    def evaluated(self):
-        return bool(self.progress.history) and self.progress.history[-1][0] == self.progress.step
 
     def draw(self):
         """The micro-batches of a step: all processes draw the same contexts, and each takes its share."""
@@ -626,7 +623,10 @@ class Run:
         self.console.stepped(torch.stack(losses).sum())
 
     def checkpoint(self):
-        p, train_loss = self.progress, self.processes.sum(self.console.stop_clock())[0] / self.processes.size
+        p = self.progress
+        if p.history and p.history[-1][0] == p.step:
+            return  # done already, where a resumed run begins or a finished one ends
+        train_loss = self.processes.sum(self.console.stop_clock())[0] / self.processes.size
         val_loss = self.evaluate("val")
         check_finite(self, val_loss)
         improved = val_loss < p.best_loss
@@ -634,7 +634,7 @@ class Run:
             p.best_loss, p.best_step = val_loss, p.step
         rate = learning_rate(p.step, self.config, self.horizon)
         p.history.append([p.step, round(p.seconds, 3), train_loss, val_loss, rate])
-        keep(self, *["model.pt"] * improved, "last.pt")
+        keep(self, *(("model.pt", "last.pt") if improved else ("last.pt",)))
         self.console.row(improved)
 
     def save(self, folder):
@@ -648,7 +648,7 @@ class Run:
 
 
 # ======================================================================================================================
-# THE LESSONS: what is worth knowing beside the main road. Each can be read, or skipped, by itself.
+# THE LESSONS: what is worth knowing outside the main line. Each can be read, or skipped, by itself.
 # ======================================================================================================================
 # The schedule, and the optimizer: where two thirds of the steps are saved
 
@@ -669,7 +669,7 @@ def learning_rate(step, config, horizon):
 def orthogonalise(g, iterations=3):
     """Matrices (N, R, C) to about the nearest ones whose singular values are all 1, by products alone.
 
-    Newton-Schulz: an odd polynomial of X, a X + b (X Xᵀ) X + c (X Xᵀ)² X, acts on each singular value alone. The
+    Newton-Schulz: an odd polynomial of X, c1 X + c3 (X Xᵀ) X + c5 (X Xᵀ)² X, acts on each singular value alone. The
     coefficients, one triple per iteration, push them toward 1 as fast as can be ("Polar Express", Amsel et al. 2025).
     """
     if g.shape[-2] > g.shape[-1]:
@@ -680,7 +680,7 @@ def orthogonalise(g, iterations=3):
     for i, (c1, c3, c5) in enumerate(POLAR_EXPRESS[:iterations]):
         q = torch.baddbmm(a, a, a, beta=c3, alpha=c5)
         q.diagonal(dim1=-2, dim2=-1).add_(c1)
-        # all that happens to X is a product of such q, so X itself, up to four times as wide, can wait for the end
+        # X becomes q ... q q X: only the small (R, R) factors are multiplied until the end
         product = q if product is None else q @ product
         if i < iterations - 1:
             a = q @ a @ q
@@ -699,8 +699,8 @@ POLAR_EXPRESS = (
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024): every direction in a matrix moves by the same amount.
 
-    A gradient's few large singular values drown all others, and the rare things of a text are among the others. For
-    the matrices inside a network only; embeddings, gains and the head are AdamW's. The matrices of one shape go through
+    A gradient's few large singular values drown the small ones, through which what is rare is learned. For the matrices
+    inside a network only; embeddings, gains and the head are AdamW's. The matrices of one shape go through
     the products together, and in float32, which old GPUs and processors do faster than bfloat16.
     """
 
@@ -727,7 +727,7 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model, config):
     """A list of optimizers; each group's `scale` says how its rate relates to --learning-rate.
 
-    What a parameter is decides: Muon takes the matrices of Linear layers, except model.head; embeddings come next.
+    Muon takes the matrices of Linear layers, except model.head; AdamW the embeddings and the rest, at their own rates.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not getattr(model, "head", None)]
     inner, tables = {id(m.weight) for m in layers}, {id(m.weight) for m in model.modules() if type(m) is nn.Embedding}
@@ -751,7 +751,7 @@ def make_optimizers(model, config):
 def transfer(model, checkpoint, chars):
     """Copy a trained model's weights into one that knows more characters; return those that are new to it.
 
-    A dimension of another length counts characters: as many as there are, or one more, with the padding behind them.
+    Where sizes differ, the dimension is the vocabulary, or the vocabulary and one row more for padding.
     """
     old, state = checkpoint["vocab"], model.state_dict()
     known = [chars.index(c) for c in old]
@@ -866,6 +866,7 @@ def begin(run, settings):
     c, run.data = run.config, text_of(run)
     run.horizon = c.decay_steps or max(c.max_steps, PRESETS[c.preset].defaults.get("max_steps", Config.max_steps))
     run.interval = c.eval_interval or max(1, (c.max_steps if c.max_steps > 0 else run.horizon) // 10)
+    check_shares(c, run.processes.size)
     run.optimizers = make_optimizers(run.model, c)
     if run.folder:
         make_work_dir(run.folder)
@@ -877,7 +878,7 @@ def begin(run, settings):
     run.net = run.model.train()
     if run.plan.compile:
         drawn = run.generator.get_state()
-        run.net = try_compile(run.model, run.plan, run.draw()[0])
+        run.net = try_compile(run, run.draw()[0])
         run.generator.set_state(drawn)
     if run.processes.size > 1:
         run.net = nn.parallel.DistributedDataParallel(run.net)
@@ -1033,10 +1034,10 @@ def refuse_changes(given, trained, reason, free=()):
             raise UserError(f"{flag(name)} {given[name]}: {reason} was trained with {old}; leave {flag(name)} out")
 
 
-def remembered(config, resumed):
-    """The settings of a trained model; what was for its run only is back at its default, unless that run goes on."""
-    kept = ("data", "model", "training", *["run"] * resumed)
-    return replace(config, **{n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in kept})
+def passing(given):
+    """The defaults of what a trained model's settings say of one run only, unless that run goes on."""
+    lasting = ("data", "model", "training", *(("run",) if "resume" in given else ()))
+    return {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
 
 
 def configure(given, trained=None, verbose=False):
@@ -1047,7 +1048,7 @@ def configure(given, trained=None, verbose=False):
     given, defaults = heeded(given, kind, verbose), PRESETS[kind].defaults
     if trained and "init_from" not in given:  # other samples from the same model are welcome, so the seed is free
         refuse_changes(given, trained, "the model in this folder", () if resumed else ("seed",))
-        return replace(remembered(trained, resumed), **given)
+        return replace(trained, **{**passing(given), **given})
     if trained:  # another text: the shape stays, all else is new
         refuse_changes(given, trained, given["init_from"], ("seed", "optimizer"))
         given = {n: getattr(trained, n) for n, f in SETTINGS.items() if f.metadata["group"] == "model"} | given
@@ -1120,7 +1121,7 @@ def survey(path, tokens_path, more_chars=""):
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     source = dict(size=stat.st_size, time=stat.st_mtime_ns, sha256=digest.hexdigest())
-    if head and head["source"] == source and set(more_chars) <= set(head["chars"]):
+    if head and head["source"] == source and set(head.get("more", "")) <= set(more_chars) <= set(head["chars"]):
         return head
 
     seen, ascii_seen, count = np.zeros(sys.maxunicode + 1, dtype=bool), b"", 0
@@ -1133,7 +1134,7 @@ def survey(path, tokens_path, more_chars=""):
     chars = "".join(map(chr, np.flatnonzero(seen))) + ascii_seen.decode() + more_chars
     chars = "".join(sorted(set(chars)))
     dtype = next(d for d in ("uint8", "uint16", "uint32") if len(chars) <= np.iinfo(d).max + 1)
-    return dict(program="gpt", source=source, chars=chars, dtype=dtype, count=count)
+    return dict(program="gpt", source=source, chars=chars, dtype=dtype, count=count, more=more_chars)
 
 
 def read_header(tokens_path):
@@ -1318,11 +1319,14 @@ def snapshot(run):
 
 
 def restore(run, checkpoint):
-    """Undo `snapshot`."""
+    """Undo `snapshot`; settings given anew stay as they are now."""
     with fitting(checkpoint):
         run.model.load_state_dict(weights_of(checkpoint))
         for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
+            decays = [group["weight_decay"] for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
+            for group, decay in zip(optimizer.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
         if checkpoint["scaler"] and run.scaler.is_enabled():
             run.scaler.load_state_dict(checkpoint["scaler"])
         run.generator.set_state(checkpoint["batches"])
@@ -1350,7 +1354,7 @@ def stored(run, name):
 def save_run(run, folder):
     """Write model.pt as the run stands, and last.pt if it has learned, to go on from."""
     write_checkpoint(make_work_dir(folder) / "model.pt", snapshot(run))
-    if run.optimizers:
+    if run.progress.history and (run.memory or (run.folder and (run.folder / "last.pt").exists())):
         write_checkpoint(Path(folder) / "last.pt", stored(run, "last.pt"))
 
 
@@ -1634,21 +1638,22 @@ def micro_batches(config, vocab_size, free, size=1):
     return next((n for n in divisors if bytes_needed(config, vocab_size, n * size) < 0.9e9 * free), share)
 
 
-def try_compile(model, plan, batch):
-    """The compiled model, or the model itself where that fails: its errors come only when it is first called."""
-    fast = torch.compile(model)
-    with torch.random.fork_rng([plan.device] if plan.device.type == "cuda" else []):
+def try_compile(run, batch):
+    """The compiled model, or the model itself where that fails: errors may come when it is first called."""
+    devices = [run.device] if run.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
         try:
-            with plan.autocast():
+            fast = torch.compile(run.model)
+            with run.plan.autocast():
                 loss = cross_entropy(fast(batch[0]), batch[1])
             loss.backward()
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # whatever a compiler may raise
             why = (str(e).strip() or type(e).__name__).splitlines()[0][:100]
-            print(f"compile: goes on without, slower ({why})", flush=True)
-            fast = model
-    model.zero_grad(set_to_none=True)
+            run.console.say(f"compile: goes on without, slower ({why})")
+            fast = run.model
+    run.model.zero_grad(set_to_none=True)
     return fast
 
 
@@ -1679,10 +1684,9 @@ def clock(seconds):
 
 def check_finite(run, loss):
     if not math.isfinite(loss):
-        kept = f"{run.folder / 'model.pt'} keeps" if run.folder else "the best was"
-        best = f"{kept} the model of step {run.progress.best_step}"
-        what_to_do = "try a lower --learning-rate, or --grad-clip 1"
-        raise UserError(f"the loss is {loss} by step {run.progress.step}: {best}; {what_to_do}")
+        kept = f"{run.folder or '.'}/model.pt keeps the model of step {run.progress.best_step}"
+        advice = "try a lower --learning-rate, or --grad-clip 1"
+        raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 
 
 class Console:
@@ -1781,7 +1785,6 @@ BLUE, RED = "#8fb8de", "#c8553d"
 @contextlib.contextmanager
 def drawing(path, rows=1, columns=1, size=(7, 4.2)):
     """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
@@ -1790,7 +1793,6 @@ def drawing(path, rows=1, columns=1, size=(7, 4.2)):
         ax.spines[["top", "right"]].set_visible(False)
     yield axes
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=110)
     write_atomic(path, buffer.getvalue())
 
@@ -1812,14 +1814,6 @@ def plot_losses(run):
         ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":")
         nothing = f" ln {len(run.vocab)} = {uniform:.2f}: knows nothing"
         ax.text(0, uniform, nothing, color="0.45", va="bottom", fontsize=8)
-
-
-def plot_curves(ax, curves, **look):
-    """Draw (x, y, color, label) each, with a legend; `look` goes to ax.set."""
-    for x, y, color, label in curves:
-        ax.plot(x, y, color=color, label=label, linewidth=1.2)
-    ax.legend(frameon=False, fontsize=8)
-    ax.set(**look)
 
 
 def plot_attention(path, maps, text):

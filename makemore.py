@@ -64,7 +64,7 @@ def setting(group, default, help, *names, what=None, low=0, high=10**15, choices
 # fmt: off
 @dataclass
 class Config:
-    """All settings of a run. Where the default is None, the row of the type in MODELS decides, and says who uses it."""
+    """All settings of a run. A model's row in MODELS overrides these defaults; None: used only by rows that name it."""
 
     input_file: str = setting("data", "names.txt", "text file with one thing per line (UTF-8)", "-i", what="FILE")
     dedup: bool = setting("data", False, "drop repeated lines before splitting (changes published losses)", fixed=True)
@@ -148,7 +148,7 @@ PARTS = ("train", "dev", "test")
 
 @dataclass
 class Corpus:
-    """What a model has to know of its data, and the lines, split in three; no lines where they are not at hand."""
+    """The lines, split in three (empty where the file is gone), and what a checkpoint keeps of them."""
 
     vocab: Vocab
     longest: int  # characters in the longest line
@@ -176,7 +176,7 @@ def split_lines(lines):
 
 
 class Lines:
-    """Lines as examples: `batch` gives whole lines, as long as the longest among them needs.
+    """Examples are whole lines; `batch` pads them to the longest among them.
 
     All lines lie in one stream of tokens with `gap` zeros before, between and after them, so that a line with its start
     and end is a slice, and so is the context of any of its characters, padded with the start token as it should be.
@@ -186,10 +186,10 @@ class Lines:
 
     def __init__(self, lines, vocab, device="cpu", block_size=None):
         chars = vocab.encode("".join(lines))
-        self.lengths = torch.tensor([len(line) for line in lines])
+        self.lengths = torch.tensor([len(line) for line in lines])  # (lines,)
         self.count = int((self.lengths + 1).sum())  # predictions: every character, and the end of every line
         self.starts = torch.cumsum(self.lengths + self.gap, 0) - self.lengths  # where each line's first character lies
-        stream = np.zeros(len(chars) + self.gap * (len(lines) + 1) + int(self.lengths.max()), dtype=np.int32)
+        stream = np.zeros(len(chars) + self.gap * (len(lines) + 1) + int(self.lengths.max()), dtype=np.int32)  # (N,)
         gaps_before = np.repeat(self.gap * np.arange(1, len(lines) + 1), self.lengths.numpy())
         stream[np.arange(len(chars)) + gaps_before] = chars
         self.stream = torch.from_numpy(stream).to(device)
@@ -253,7 +253,7 @@ class Windows(Lines):
 
 
 class Linear(nn.Module):
-    """y = x W + b with Kaiming initialisation (He et al. 2015): `gain` makes up for the non-linearity."""
+    """y = x Wᵀ + b with Kaiming initialisation (He et al. 2015): `gain` makes up for the non-linearity."""
 
     def __init__(self, fan_in, fan_out, bias=True, gain=1.0):
         super().__init__()
@@ -302,7 +302,7 @@ class BatchNorm1d(nn.Module):
     def forward(self, x):  # (B, C) or (B, T, C)
         mean, var = self.statistics(x) if self.training else (self.running_mean, self.running_var)
         scale = self.gamma * torch.rsqrt(var + self.eps)
-        return torch.addcmul(self.beta - mean * scale, x, scale)
+        return torch.addcmul(self.beta - mean * scale, x, scale)  # gamma (x - mean) / std + beta
 
     def statistics(self, x):
         """Mean and variance of the batch; their running averages follow (of the unbiased variance, as in torch)."""
@@ -431,8 +431,8 @@ class ContextLinear(Linear):
 def tanh_layer(fan_in, fan_out, batchnorm, dropout, linear=Linear):
     """Linear, perhaps BatchNorm (which makes the bias superfluous), tanh, perhaps dropout."""
     layers = [linear(fan_in, fan_out, bias=not batchnorm, gain=TANH_GAIN)]
-    layers += [BatchNorm1d(fan_out)] * batchnorm + [Tanh()]
-    return layers + [Dropout(dropout)] * (dropout > 0)
+    layers += [BatchNorm1d(fan_out), Tanh()] if batchnorm else [Tanh()]
+    return [*layers, Dropout(dropout)] if dropout else layers
 
 
 class MLP(WindowModel):
@@ -511,10 +511,10 @@ class BoW(SequenceModel):
 
 
 class Recurrence(nn.Module):
-    """What all recurrent layers share: a learned start, one projection of all inputs at once, a loop over time.
+    """What all recurrent layers share: a learned initial state, one projection of all inputs at once, a loop over time.
 
     A cell says how many `gates` its projections feed, how many `states` it carries, and how to `step` from one time to
-    the next; state 0 is what the layer above sees.
+    the next: x and u are the projections of the input and of state 0, which is what the layer above sees.
     """
 
     gates = states = 1
@@ -591,7 +591,7 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.qkv = Linear(config.n_embd, 3 * config.n_embd)
         self.proj = Linear(config.n_embd, config.n_embd, gain=(2 * config.n_layer) ** -0.5)
-        self.dropout = Dropout(config.dropout)  # of the weights, too: on few data it is worth more than its price
+        self.dropout = Dropout(config.dropout)  # also on the attention weights: slower, but better on little data
 
     def forward(self, x, packing):  # (N, C)
         B, T = packing.shape
@@ -711,7 +711,7 @@ def cross_entropy(logits, targets, reduction="mean"):
 
 @contextlib.contextmanager
 def inference(model):
-    """Eval mode and no gradients, for as long as it lasts."""
+    """A context: eval mode and no gradients; afterwards the mode is as before."""
     was_training = model.training
     model.eval()
     try:
@@ -722,7 +722,7 @@ def inference(model):
 
 
 def line_losses(model, data, tokens=32_768):
-    """Return the loss of every line in nats, its end included: (lines,). So many tokens are looked at at once."""
+    """Return the loss of every line in nats, its end included: (lines,). `tokens` bounds the size of a batch."""
     losses = torch.zeros(len(data.lengths), dtype=torch.float64)
     with inference(model):
         for index in data.in_order(tokens):
@@ -733,7 +733,7 @@ def line_losses(model, data, tokens=32_768):
 
 
 def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
-    """Logits (B, V) to probabilities (B, V) by temperature, top-k and top-p (Holtzman et al. 2020)."""
+    """Logits (B, V) to weights (B, V) for torch.multinomial, by temperature, top-k and top-p (Holtzman et al. 2020)."""
     if temperature < 1e-10:  # 0, or as good as 0
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no overflow, however small the temperature
@@ -772,7 +772,7 @@ class Run:
 
     def __init__(self, config, data, model, verbose=False):
         self.config, self.data, self.vocab = config, data, data.vocab
-        self.start(config.prefix)  # told at once, where no line can begin like that
+        self.encode_prefix(config.prefix)  # a bad prefix raises here, not after training
         self.device = pick_device(config.device)
         self.model = model.to(self.device)
         self.folder = Path(config.work_dir) if config.work_dir else None
@@ -793,14 +793,15 @@ class Run:
     def probabilities(self, prefix=""):
         """What comes after a prefix, {character: probability}, likeliest first; '' is the end of the line."""
         with inference(self.model):
-            p = self.next_logits(self.start(prefix)[None])[0].softmax(0).tolist()
+            p = self.next_logits(self.encode_prefix(prefix)[None])[0].softmax(0).tolist()
         return dict(sorted(zip(["", *self.vocab.chars], p, strict=True), key=lambda pair: -pair[1]))
 
     def sample(self, n=None, prefix=None, temperature=None, top_k=None, top_p=None, seed=None):
         """Return n new lines, none longer than the longest of the data. What is not given is as in `config`."""
         given = dict(num_samples=n, prefix=prefix, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         c = replace(self.config, **check_settings(given))
-        idx, generator = self.start(c.prefix).expand(c.num_samples, -1), torch.Generator().manual_seed(c.seed)
+        generator = torch.Generator().manual_seed(c.seed)
+        idx = self.encode_prefix(c.prefix).expand(c.num_samples, -1)  # (n, t)
         alive = torch.ones(c.num_samples, dtype=torch.bool)
         with inference(self.model):
             while idx.shape[1] <= self.data.longest and alive.any():
@@ -817,7 +818,7 @@ class Run:
         logits = self.model((F.pad(idx, (size, 0))[:, -size:] if windowed else idx).to(self.device))
         return (logits if windowed else logits[:, -1]).float().cpu()
 
-    def start(self, prefix):
+    def encode_prefix(self, prefix):
         """The start token and the prefix as tokens (t,). Raises UserError where no line can begin like that."""
         if len(prefix) >= self.data.longest:
             raise UserError(f"--prefix {prefix!r} must be shorter than the longest line, {self.data.longest} letters")
@@ -827,25 +828,18 @@ class Run:
         """Learn until max_steps or Ctrl-C, and end with the weights that were best on dev; call it again to go on."""
         begin(self, settings)
         with StopOnSignal() as self.stop:
+            self.checkpoint()  # evaluate, keep the best, save, report
             while not self.over():
-                if self.due():
-                    self.checkpoint()  # evaluate, keep the best, save, report
-                else:
-                    self.learn()  # batch, forward, backward, step
-            if not self.evaluated():
-                self.checkpoint()
+                self.learn()  # batch, forward, backward, step
+                if self.progress.step % self.interval == 0:
+                    self.checkpoint()
+            self.checkpoint()
         self.model.load_state_dict(weights_of(stored(self, "model.pt")))
         self.model.eval()
         return self
 
     def over(self):
         return self.stop.signum or 0 <= self.config.max_steps <= self.progress.step
-
-    def due(self):
-        return self.progress.step % self.interval == 0 and not self.evaluated()
-
-    def evaluated(self):
-        return bool(self.progress.history) and self.progress.history[-1][0] == self.progress.step
 
     def learn(self):
         c, data = self.config, self.examples("train")
@@ -863,19 +857,22 @@ class Run:
             group["lr"] = rate
         self.optimizer.step()
         self.progress.step += 1
-        if self.meter:
+        if self.meter:  # --diagnose
             self.meter()
         self.console.stepped(loss.detach())
 
     def checkpoint(self):
-        p, train_loss, dev_loss = self.progress, self.console.stop_clock(), self.evaluate("dev")
+        p = self.progress
+        if p.history and p.history[-1][0] == p.step:
+            return  # done already, where a resumed run begins or a finished one ends
+        train_loss, dev_loss = self.console.stop_clock(), self.evaluate("dev")
         check_finite(self, dev_loss)
         improved = dev_loss < p.best_loss
         if improved:
             p.best_loss, p.best_step = dev_loss, p.step
         rate = learning_rate(p.step, self.config, self.horizon)
         p.history.append([p.step, round(p.seconds, 3), train_loss, dev_loss, rate])
-        keep(self, *["model.pt"] * improved, "last.pt")
+        keep(self, *(("model.pt", "last.pt") if improved else ("last.pt",)))
         self.console.row(improved)
 
     def examples(self, lines):
@@ -898,7 +895,7 @@ class Run:
 
 
 # ======================================================================================================================
-# THE LESSONS: what the lectures do beside the main road. Each can be read, or skipped, by itself.
+# THE LESSONS: what the lectures do outside the main line. Each can be read, or skipped, by itself.
 # ======================================================================================================================
 # Counting: the model that needs no network, and the number that every network has to beat
 
@@ -942,8 +939,8 @@ class NGram(WindowModel):
     def fit(self, train, dev):
         """Count the windows of `train`, then choose the strength on `dev`, level by level, longest context first."""
         windows = train.windows[train.first].long().cpu()  # (N, block_size + 1)
-        target, V = windows[:, -1], self.V
-        node, pair_below = torch.zeros_like(target), None
+        target, V = windows[:, -1], self.V  # (N,)
+        node, pair_below = torch.zeros_like(target), None  # (N,): the context
         for k in range(len(self.levels)):
             contexts = torch.zeros(1, dtype=torch.long)
             if k:
@@ -1093,7 +1090,7 @@ def manual_gradients(model, x, y):
     """Set p.grad of every parameter without autograd and return the loss. x (B, T), y (B,).
 
     The two long chains are fused: cross-entropy's gradient is softmax minus one-hot, and BatchNorm's is the gradient
-    less its mean and less its share along the normalised input (Ioffe & Szegedy 2015, section 3, simplified).
+    minus its mean and minus its projection onto the normalised input (Ioffe & Szegedy 2015, section 3, simplified).
     """
     embedding, hidden, norm, head = batchnorm_parts(model)
     # forward
@@ -1199,7 +1196,9 @@ def fold_batchnorm(run):
     """
     if not run.config.batchnorm:
         raise UserError(f"this {run.config.type} has no BatchNorm to fold")
-    folded, config = build(replace(run.config, batchnorm=False, work_dir=""), len(run.vocab), run.data.longest)
+    with torch.random.fork_rng(devices=[]):
+        folded, config = build(replace(run.config, batchnorm=False, work_dir=""), len(run.vocab), run.data.longest)
+    folded.to(run.device)
     layers = (m for m in folded.modules() if isinstance(m, (Embedding, Linear)))
     for m in run.model.modules():
         if isinstance(m, (Embedding, Linear)):
@@ -1244,14 +1243,14 @@ class Mixture(SequenceModel):
         return (self.member_logprobs(idx) + self.weights.log()[:, None, None, None]).logsumexp(0)  # (B, T, V)
 
     def choose_weights(self, dev):
-        """Choose the weights by expectation-maximisation, which can only climb; return the members' losses (K,)."""
+        """Choose the weights by expectation-maximisation (it never gets worse); return the members' losses (K,)."""
         logprobs = []
         with inference(self):
             for index in dev.in_order(32_768):
                 x, y = dev.batch(index)
                 targets = y[y >= 0].expand(len(self.members), -1)[..., None]
                 logprobs.append(self.member_logprobs(x)[:, y >= 0].gather(-1, targets)[..., 0].cpu())
-        p = torch.cat(logprobs, 1).double().exp()  # (K, N): what each member gave to the character that came
+        p = torch.cat(logprobs, 1).double().exp()  # (K, N): each member's probability of the target
         weights = self.weights.cpu().double()
         for _ in range(1000):
             weighted = weights[:, None] * p
@@ -1321,7 +1320,7 @@ def inspect_layers(model, x, y):
 
 
 class UpdateMeter:
-    """Called after every step: log10 of how far each matrix moved, by its size (both as standard deviations)."""
+    """Called after every step: log10 of std(update) / std(weights) for each matrix."""
 
     def __init__(self, model):
         self.matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
@@ -1336,7 +1335,7 @@ class UpdateMeter:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Learning rates: the schedule, and a test of which rate a model bears
+# Learning rates: the schedule, and a test of which rate a model tolerates
 
 
 def learning_rate(step, config, horizon):
@@ -1353,7 +1352,7 @@ def learning_rate(step, config, horizon):
 
 
 def find_learning_rate(run):
-    """Train a copy for 400 steps at rates from 1e-5 to 10: return a good rate, the rates, the losses, and their mean.
+    """Train a copy for up to 400 steps, rates 1e-5 to 10: return a good rate, rates, losses and their running mean.
 
     The range test of Smith (2017): the rate to take is where the loss still falls steeply, well before its minimum.
     """
@@ -1415,12 +1414,13 @@ def start_run(given, verbose=False, lines=None):
     if lines is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
     data = load_corpus(config, lines)
-    if lines is not None and config.work_dir:
-        write_atomic(make_work_dir(config.work_dir) / "input.txt", "\n".join(lines).encode("utf-8", "surrogatepass"))
     model, config = build(config, len(data.vocab), data.longest)
     if config.backprop == "manual":
         batchnorm_parts(model)
-    return Run(config, data, model, verbose)
+    run = Run(config, data, model, verbose)
+    if lines is not None and run.folder:
+        write_atomic(make_work_dir(run.folder) / "input.txt", "\n".join(lines).encode("utf-8", "surrogatepass"))
+    return run
 
 
 def open_run(checkpoint, given, verbose=False, lines=None):
@@ -1462,8 +1462,9 @@ def begin(run, settings):
         make_work_dir(run.folder)
     if run.progress.history:
         restore(run, stored(run, "last.pt"))
-    elif fit:
-        run.console.say(fit(run.examples("train"), run.examples("dev")))
+    train, dev = run.examples("train"), run.examples("dev")  # made before the clock runs
+    if fit and not run.progress.history:
+        run.console.say(fit(train, dev))
     run.model.train()
     run.console.start_clock()
 
@@ -1592,10 +1593,10 @@ def refuse_changes(given, trained, reason, free=()):
             raise UserError(f"{flag(name)} {given[name]}: {reason} was trained with {old}; leave {flag(name)} out")
 
 
-def remembered(config, resumed):
-    """The settings of a trained model; what was for its run only is back at its default, unless that run goes on."""
-    kept = ("data", "model", "training", *["run"] * resumed)
-    return replace(config, **{n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in kept})
+def passing(given):
+    """The defaults of what a trained model's settings say of one run only, unless that run goes on."""
+    lasting = ("data", "model", "training", *(("run",) if "resume" in given else ()))
+    return {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
 
 
 def configure(given, trained=None, verbose=False):
@@ -1608,7 +1609,7 @@ def configure(given, trained=None, verbose=False):
     given = heeded(given, kind, verbose)
     if trained:  # other samples from the same model are welcome, so the seed is free
         refuse_changes(given, trained, "the model in this folder", () if "resume" in given else ("seed",))
-        return replace(remembered(trained, "resume" in given), **given)
+        return replace(trained, **{**passing(given), **given})
     return replace(Config(), **{**MODELS[kind].defaults, **given})
 
 
@@ -1649,8 +1650,8 @@ def read_lines(path):
 def check_lines(lines):
     """Lines from a program instead of a file, as a list."""
     lines = list(lines) if hasattr(lines, "__iter__") and not isinstance(lines, str) else []
-    if not lines or not all(isinstance(line, str) and 0 < len(line) <= MAX_LINE for line in lines):
-        raise UserError(f"a list of lines is needed, each a string of 1 to {MAX_LINE:,} characters")
+    if not lines or not all(isinstance(s, str) and 0 < len(s) <= MAX_LINE and s == s.strip() for s in lines):
+        raise UserError(f"a list of lines is needed, each of 1 to {MAX_LINE:,} characters, with no blanks around it")
     return lines
 
 
@@ -1765,7 +1766,7 @@ def stored(run, name):
 def save_run(run, folder):
     """Write model.pt as the run stands, and last.pt if it has learned, to go on from."""
     write_checkpoint(make_work_dir(folder) / "model.pt", snapshot(run))
-    if run.optimizer:
+    if run.progress.history and (run.memory or (run.folder and (run.folder / "last.pt").exists())):
         write_checkpoint(Path(folder) / "last.pt", stored(run, "last.pt"))
 
 
@@ -1876,10 +1877,9 @@ def clock(seconds):
 
 def check_finite(run, loss):
     if not math.isfinite(loss):
-        kept = f"{run.folder / 'model.pt'} keeps" if run.folder else "the best was"
-        best = f"{kept} the model of step {run.progress.best_step}"
-        what_to_do = "try a lower --learning-rate, or --grad-clip 1"
-        raise UserError(f"the loss is {loss} by step {run.progress.step}: {best}; {what_to_do}")
+        kept = f"{run.folder or '.'}/model.pt keeps the model of step {run.progress.best_step}"
+        advice = "try a lower --learning-rate, or --grad-clip 1"
+        raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 
 
 class Console:
@@ -1985,7 +1985,6 @@ BLUE, RED = "#8fb8de", "#c8553d"
 @contextlib.contextmanager
 def drawing(path, rows=1, columns=1, size=(7, 4.2)):
     """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
@@ -1994,7 +1993,6 @@ def drawing(path, rows=1, columns=1, size=(7, 4.2)):
         ax.spines[["top", "right"]].set_visible(False)
     yield axes
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=110)
     write_atomic(path, buffer.getvalue())
 
