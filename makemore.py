@@ -1650,7 +1650,8 @@ def read_lines(path):
 def check_lines(lines):
     """Lines from a program instead of a file, as a list."""
     lines = list(lines) if hasattr(lines, "__iter__") and not isinstance(lines, str) else []
-    if not lines or not all(isinstance(s, str) and 0 < len(s) <= MAX_LINE and s == s.strip() for s in lines):
+    whole = (isinstance(s, str) and 0 < len(s) <= MAX_LINE and [s] == s.strip().split("\n") for s in lines)
+    if not lines or not all(whole):
         raise UserError(f"a list of lines is needed, each of 1 to {MAX_LINE:,} characters, with no blanks around it")
     return lines
 

@@ -1069,3 +1069,58 @@ def test_flags_that_nobody_reads_are_named_in_one_line_and_dropped(tmp_path, cor
 def test_underscores_are_as_good_as_hyphens(corpus, tmp_path):
     assert run("-i", corpus, "--work_dir", tmp_path / "o", "--max_steps", 1, "--eval_interval=1") == 0
     assert json.loads((tmp_path / "o" / "tokens.bin").open("rb").readline())["count"] == len(TEXT)
+
+
+# --- a run in a program -----------------------------------------------------------------------------------------------
+
+SMALL = dict(preset="mini", n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=4, max_steps=3, device="cpu")
+
+
+def test_a_stream_that_waits_leaves_its_caller_alone():
+    run = gpt.train(TEXT, **SMALL)
+    stream = run.stream("Bob", 9)
+    next(stream), next(stream)
+    assert torch.is_grad_enabled()
+    run.train(max_steps=5)
+    assert run.progress.step == 5
+
+
+def test_a_new_weight_decay_counts_when_a_run_goes_on():
+    run = gpt.train(TEXT, **{**SMALL, "preset": "gpt2"}, weight_decay=0.1)
+    run.train(max_steps=4, weight_decay=0.5)
+    assert {group["weight_decay"] for o in run.optimizers for group in o.param_groups} == {0.5, 0.0}
+
+
+def test_an_encoded_text_with_more_characters_is_not_taken_for_the_text(tmp_path, corpus):
+    (tmp_path / "b.txt").write_text(TEXT.replace("cat", "kat"), encoding="utf-8")
+    first = gpt.train(TEXT + "@#\n", **SMALL, work_dir=str(tmp_path / "a"))
+    model = str(first.folder / "model.pt")
+    more = gpt.start_run(dict(SMALL, input_file=corpus, work_dir=str(tmp_path / "o"), init_from=model))
+    assert more.vocab.chars == first.vocab.chars
+    again = gpt.start_run(dict(SMALL, input_file=corpus, work_dir=str(tmp_path / "o")))
+    assert again.vocab.chars == "".join(sorted(set(TEXT)))
+
+
+def test_a_text_whose_held_out_part_is_shorter_than_the_context():
+    run = gpt.train("a\nbcdefghij" * 50, **{**SMALL, "block_size": 64}, eval_chars=10)
+    assert math.isfinite(run.evaluate("val"))
+
+
+def test_a_model_in_double_precision_writes():
+    run = gpt.train(TEXT, **SMALL)
+    single = run.generate("Bob", 20, temperature=0)
+    run.model.double()
+    assert run.generate("Bob", 20, temperature=0) == single
+
+
+def test_batches_that_cannot_be_shared_are_refused_in_python_too():
+    run = gpt.train(TEXT, **SMALL)
+    with pytest.raises(gpt.UserError, match="5 does not divide evenly"):
+        run.train(max_steps=4, batch_size=5, grad_accum=2)
+
+
+def test_what_was_saved_from_a_loaded_run_goes_on(tmp_path):
+    gpt.train(TEXT, **SMALL, work_dir=str(tmp_path / "a"))
+    gpt.load(tmp_path / "a").save(tmp_path / "b")
+    run = gpt.load(tmp_path / "b", input_file=str(tmp_path / "a/input.txt"))
+    assert run.train(max_steps=5).progress.step == 5

@@ -1430,3 +1430,29 @@ def test_a_checkpoint_that_lacks_a_part_is_refused_or_not_needed(cli, first_half
 def test_a_folder_as_checkpoint(cli, tmp_path):
     (tmp_path / "model.pt").mkdir()
     assert_refused(cli, tmp_path, "-o", tmp_path, "--sample-only", says="model.pt")
+
+
+def test_a_mistake_in_python_leaves_the_lines_of_a_good_run_alone(tmp_path):
+    makemore.train(invent(30), type="bigram", max_steps=1, work_dir=str(tmp_path / "run"))
+    with pytest.raises(makemore.UserError, match="divide"):
+        makemore.train(invent(9), type="transformer", n_head=3, work_dir=str(tmp_path / "run"))
+    assert makemore.load(tmp_path / "run").evaluate("dev") > 0
+
+
+@pytest.mark.parametrize("line", ["ab\ncd", " ab", "ab\t", "", 7])
+def test_lines_that_would_not_survive_their_own_file_are_refused(line):
+    with pytest.raises(makemore.UserError, match="list of lines"):
+        makemore.train([*invent(9), line], type="bigram", max_steps=1)
+
+
+def test_what_was_saved_from_a_loaded_run_goes_on(tmp_path):
+    makemore.train(invent(30), type="bigram", max_steps=2, work_dir=str(tmp_path / "a"))
+    makemore.load(tmp_path / "a").save(tmp_path / "b")
+    assert makemore.load(tmp_path / "b").train(max_steps=4).progress.step == 4
+
+
+def test_folding_leaves_the_random_numbers_of_the_caller_alone(lines_file):
+    run = makemore.train(lines_file, type="mlp", batchnorm=True, n_embd2=8, max_steps=2)
+    before = torch.get_rng_state()
+    folded = makemore.fold_batchnorm(run)
+    assert torch.equal(before, torch.get_rng_state()) and folded.folder is None
