@@ -2017,23 +2017,11 @@ def plot_losses(run):
         ax.text(0, uniform, nothing, color="0.45", va="bottom", fontsize=8)
 
 
-def plot_curves(ax, curves, **look):
-    """Draw (x, y, color, label) each, with a legend; `look` goes to ax.set."""
-    for x, y, color, label in curves:
-        ax.plot(x, y, color=color, label=label, linewidth=1.2)
-    ax.legend(frameon=False, fontsize=8)
-    ax.set(**look)
-
-
 def plot_inside(run, rows):
     """Draw what inspect_layers and the UpdateMeter found; return the names of the files."""
     import matplotlib
 
-    drawn = []
-
-    def density(values):  # a histogram as a curve
-        heights, edges = torch.histogram(values.flatten().float().cpu(), bins=80, density=True)
-        return (0.5 * (edges[:-1] + edges[1:])).numpy(), heights.numpy()
+    drawn, style, legend = [], dict(bins=80, density=True, histtype="step"), dict(frameon=False, fontsize=8)
 
     def figure(name, **size):
         drawn.append(run.folder / name)
@@ -2041,37 +2029,38 @@ def plot_inside(run, rows):
 
     def shaded(items):
         colors = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(items), endpoint=False))
-        return list(zip(items, colors, strict=True))
+        return zip(items, colors, strict=True)
+
+    def numbers(tensor):
+        return tensor.flatten().float().cpu().numpy()
 
     if tanhs := [r for r in rows if r.kind == "Tanh"]:
         with figure("activations.png", columns=2) as (left, right):
-            outputs, grads = [], []
             for r, color in shaded(tanhs):
                 label = f"{r.name}: std {r.output.std():.2f}, {100 * r.saturated:.0f} % saturated"
-                outputs.append((*density(r.output), color, label))
-                grads.append((*density(r.grad), color, f"{r.name}: std {r.grad.std():.1e}"))
-            titles = "tanh outputs: alike from layer to layer, few beyond ±0.97", "their gradients: alike, too"
-            plot_curves(left, outputs, title=titles[0], xlabel="output", yticks=[])
-            plot_curves(right, grads, title=titles[1], xlabel="gradient", yticks=[])
+                left.hist(numbers(r.output), label=label, color=color, **style)
+                right.hist(numbers(r.grad), label=f"{r.name}: std {r.grad.std():.1e}", color=color, **style)
             left.vlines((-0.97, 0.97), *left.get_ylim(), color=RED, linewidth=0.8, linestyle="--")
+            left.set(title="tanh outputs: alike from layer to layer, few beyond ±0.97", xlabel="output", yticks=[])
+            right.set(title="their gradients: neither shrinking nor growing with depth", xlabel="gradient", yticks=[])
+            left.legend(**legend), right.legend(**legend)
         with figure("dead.png") as ax:
             saturated = (tanhs[0].output.abs() > 0.99).flatten(0, -2)[:128]
             ax.imshow(saturated.cpu().numpy(), cmap="gray", interpolation="nearest", aspect="auto")
             title = f"{tanhs[0].name}: white is |tanh| > 0.99; a column white throughout is a dead neuron"
             ax.set(title=title, xlabel="neuron", ylabel="example")
     with figure("weights.png", columns=2) as (left, right):
-        curves = []
         for r, color in shaded([r for r in rows if r.weight is not None and r.weight.ndim == 2]):
             ratio = (r.weight_grad.std() / r.weight.std()).item()
             label = f"{r.name} {tuple(r.weight.shape)}: grad:data {ratio:.0e}"
-            curves.append((*density(r.weight_grad), color, label))
-        title = "weight gradients: no matrix should stand apart"
-        plot_curves(left, curves, title=title, xlabel="gradient", yticks=[], yscale="log")
-        steps = range(1, len(run.meter.rows) + 1)
-        curves = zip(zip(*run.meter.rows, strict=True), shaded(list(run.meter.matrices)), strict=True)
-        title = "update:data, log10: around -3 (dashed) it learns at a good pace"
-        plot_curves(right, [(steps, row, color, name) for row, (name, color) in curves], title=title, xlabel="step")
+            left.hist(numbers(r.weight_grad), label=label, color=color, log=True, **style)
+        columns = zip(*run.meter.rows, strict=True)
+        for (name, color), updates in zip(shaded(list(run.meter.matrices)), columns, strict=True):
+            right.plot(updates, color=color, linewidth=0.8, label=name)
         right.axhline(-3, color=RED, linewidth=1, linestyle="--")
+        left.set(title="weight gradients: no matrix should stand apart", xlabel="gradient", yticks=[])
+        right.set(title="update:data, log10: around -3 (dashed) it learns at a good pace", xlabel="step")
+        left.legend(**legend), right.legend(**legend)
     table = next((r.weight for r in rows if r.kind == "Embedding" and len(r.weight) == len(run.vocab)), None)
     if table is not None and table.shape[1] >= 2:
         centred = table.detach() - table.detach().mean(0)
@@ -2161,10 +2150,12 @@ def do_find_lr(run):
     path = make_work_dir(run.folder) / "find_lr.png"
     print(f"try --learning-rate {best:.1e}; see {path}")
     with drawing(path) as ax:
-        curves = [(rates, losses, BLUE, "loss of the batch"), (rates, smooth, RED, "smoothed")]
-        title = "range test: take the rate where the loss still falls, a third of where it is lowest"
-        look = dict(title=title, xlabel="learning rate", ylabel="nats per character", xscale="log")
-        plot_curves(ax, curves, **look, ylim=(min(losses) - 0.1, smooth[0] * 1.3))
+        ax.plot(rates, losses, color=BLUE, label="loss of the batch")
+        ax.plot(rates, smooth, color=RED, label="smoothed")
+        ax.set(title="range test: take the rate where the loss still falls, a third of where it is lowest")
+        ax.set(xlabel="learning rate", ylabel="nats per character", xscale="log")
+        ax.set_ylim(min(losses) - 0.1, smooth[0] * 1.3)
+        ax.legend(frameon=False)
         ax.axvline(best, color="0.4", linestyle="--", linewidth=1)
         ax.annotate(f"{best:.1e}", (best, smooth[0]), (5, 0), textcoords="offset points", color="0.3")
 
