@@ -562,9 +562,9 @@ class Run:
         rows = torch.stack([idx[:, 0], *continuation(self.model, idx, c)], 1)[:, 1:] if c.num_samples else idx
         return [prompt + self.vocab.decode(row) for row in rows.tolist()]
 
-    def wishes(self, *, num_samples=None, temperature=None, top_k=None, top_p=None, seed=None, **given):
+    def wishes(self, prompt, max_new_tokens, num_samples=None, temperature=None, top_k=None, top_p=None, seed=None):
         """The config with these settings, the prompt that it names, and that as tokens (T,)."""
-        given |= dict(num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        given = {name: value for name, value in locals().items() if name != "self"}
         c = replace(self.config, **check_settings(given))
         return c, *read_prompt(c.prompt, self.vocab)
 
@@ -644,7 +644,7 @@ class Run:
     @classmethod
     def load(cls, folder, name="model.pt", verbose=False, **settings):
         """The run that a folder holds, to write, score, evaluate or train on; settings by keyword as for `train`."""
-        return open_run(load_checkpoint(Path(folder) / name), check_settings({**settings, "work_dir": folder}), verbose)
+        return open_run(load_checkpoint(Path(folder) / name), in_folder(folder, settings), verbose)
 
 
 # ======================================================================================================================
@@ -801,9 +801,7 @@ def train(data=None, verbose=False, **settings):
         settings["input_file"], data = data, None
     if not isinstance(data, str | None):
         raise UserError(f"a file or a text is needed, not {data!r:.60}")
-    given = check_settings(settings)
-    if wrong := given.keys() & MODES.keys() - {"resume", "init_from"}:
-        raise UserError(f"{min(wrong)} is for the command line; in Python, load a run, which can generate, score, ...")
+    given = check_settings(settings, modes=("resume", "init_from"))
     run = start_run(given, verbose, data).train()
     if run.stop.signum == signal.SIGTERM:  # everything is saved: now it may take effect
         signal.raise_signal(signal.SIGTERM)
@@ -830,8 +828,7 @@ def start_run(given, verbose=False, text=None):
     if text is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
         if config.work_dir:
-            write_atomic(make_work_dir(config.work_dir) / "input.txt", text.encode("utf-8", "surrogatepass"))
-            text = None
+            text = keep_input(config.work_dir, text)  # None: from here on it is in the folder
     data = prepare_text(config, plan, checkpoint, text)
     model = build(config, len(data.vocab))
     run = Run(config, data, model, plan, verbose)
@@ -844,8 +841,8 @@ def open_run(checkpoint, given, verbose=False, text=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
     with fitting(checkpoint):
         trained, vocab, resumed = read_config(checkpoint), Vocab(checkpoint["vocab"]), "resume" in given
-    plan = make_plan(given, trained if resumed else None)
     config = configure(given, trained, verbose)
+    plan = make_plan(asdict(config))
     data = prepare_text(config, plan, checkpoint, text) if resumed else Text([], vocab, checkpoint["digest"])
     with fitting(checkpoint):
         with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
@@ -853,6 +850,7 @@ def open_run(checkpoint, given, verbose=False, text=None):
         model.load_state_dict(weights_of(checkpoint))
         run = Run(config, data, model, plan, verbose)
         run.progress = Progress(**checkpoint["progress"])
+        run.model.eval()
         return run
 
 
@@ -959,15 +957,24 @@ def parse_args(argv):
     return given
 
 
-def check_settings(settings):
+def check_settings(settings, modes=()):
     """Settings by name, checked as flags are: what is True is a flag alone, and None is as good as not given."""
     flags = []
     for name, value in settings.items():
+        if name in {*MODES, "diagnose"}.difference(modes):
+            raise UserError(f"{name} is for the command line; in Python, load a run, which can do all of that")
         if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
             flags += [flag(name)] if value else [flag("no_" + name)] * (SETTINGS[name].metadata["group"] == "model")
         elif value is not None or name not in SETTINGS:
             flags.append(f"{flag(name)}={value}")
     return parse_args(flags)
+
+
+def in_folder(folder, settings):
+    """Settings for a run that a folder holds."""
+    if "work_dir" in settings:
+        raise UserError("load() takes its folder as the first argument: leave work_dir out")
+    return check_settings({**settings, "work_dir": folder})
 
 
 def default_text(f, kind):
@@ -1000,7 +1007,7 @@ def uses(kind):
 def reads(mode):
     """The settings that a mode reads. Where a trained model is opened, `fixed` ones are compared with its own."""
     words = {mode, *MODES[mode].reads.split()}
-    compared = {n for n, f in SETTINGS.items() if MODES[mode].opens and f.metadata["fixed"]}
+    compared = {n for n, f in SETTINGS.items() if MODES[mode].opens and f.metadata["fixed"]} - {"seed"}
     return compared | {n for n, f in SETTINGS.items() if {n, f.metadata["group"]} & words}
 
 
@@ -1023,7 +1030,10 @@ def heeded(given, kind, verbose):
     if ignored and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
         words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
         line = "; ".join(words).replace("--train", "training")
-        print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=5)
+        depth = 1  # a warning is about the line that called this file
+        while sys._getframe(depth).f_code.co_filename == __file__:
+            depth += 1
+        print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=depth + 1)
     return {name: value for name, value in given.items() if name not in ignored}
 
 
@@ -1217,7 +1227,8 @@ def prepare_text(config, plan, checkpoint=None, text=None):
 
     def check(count, digest, vocab):
         if config.resume and digest != checkpoint["digest"]:
-            raise UserError(f"{config.input_file} has changed: --resume needs the text that the run began with")
+            name = config.input_file if text is None else "the text"
+            raise UserError(f"{name} has changed: --resume needs the text that the run began with")
         check_length(config, count)
         read_prompt(config.prompt, vocab)
 
@@ -1261,6 +1272,14 @@ def write_atomic(path, data):
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
+
+
+def keep_input(folder, text):
+    """Write what a run learns from into its folder, where no file holds it; never over a file of somebody else's."""
+    path, raw = Path(folder) / "input.txt", text.encode("utf-8", "surrogatepass")
+    if path.exists() and path.read_bytes() != raw and not (path.parent / "model.pt").exists():
+        raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
+    write_atomic(make_work_dir(folder) / "input.txt", raw)
 
 
 def write_csv(path, columns, rows):
@@ -1586,10 +1605,9 @@ def plan_card(card, dtype, compile):
     return Plan(torch.device("cuda", card.index), chosen, compiled, "; ".join(reasons), card.free)
 
 
-def make_plan(given, trained=None):
+def make_plan(settings):
     """A Plan for the machine as it is, tried by doing something with it."""
-    wishes = {**(asdict(trained) if trained else {}), **given}
-    device, dtype, compile = (wishes.get(name, "auto") for name in ("device", "dtype", "compile"))
+    device, dtype, compile = (settings.get(name, "auto") for name in ("device", "dtype", "compile"))
     archs, cards, processes = torch.cuda.get_arch_list() if torch.backends.cuda.is_built() else [], [], Processes()
     for i in range(torch.cuda.device_count()):
         with contextlib.suppress(RuntimeError):

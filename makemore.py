@@ -891,7 +891,7 @@ class Run:
     @classmethod
     def load(cls, folder, name="model.pt", verbose=False, **settings):
         """The run that a folder holds, to sample, score, evaluate or train on; settings by keyword as for `train`."""
-        return open_run(load_checkpoint(Path(folder) / name), check_settings({**settings, "work_dir": folder}), verbose)
+        return open_run(load_checkpoint(Path(folder) / name), in_folder(folder, settings), verbose)
 
 
 # ======================================================================================================================
@@ -1197,7 +1197,8 @@ def fold_batchnorm(run):
     if not run.config.batchnorm:
         raise UserError(f"this {run.config.type} has no BatchNorm to fold")
     with torch.random.fork_rng(devices=[]):
-        folded, config = build(replace(run.config, batchnorm=False, work_dir=""), len(run.vocab), run.data.longest)
+        config = replace(run.config, batchnorm=False, backprop="autograd", work_dir="")
+        folded, config = build(config, len(run.vocab), run.data.longest)
     folded.to(run.device)
     layers = (m for m in folded.modules() if isinstance(m, (Embedding, Linear)))
     for m in run.model.modules():
@@ -1391,9 +1392,7 @@ def train(data=None, verbose=False, **settings):
     """
     if isinstance(data, (str, os.PathLike)):
         settings["input_file"], data = data, None
-    given = check_settings(settings)
-    if wrong := given.keys() & {*MODES, "diagnose"} - {"resume"}:
-        raise UserError(f"{min(wrong)} is for the command line; in Python, load a run, which can sample, score, ...")
+    given = check_settings(settings, modes=("resume",))
     run = start_run(given, verbose, None if data is None else check_lines(data)).train()
     if run.stop.signum == signal.SIGTERM:  # everything is saved: now it may take effect
         signal.raise_signal(signal.SIGTERM)
@@ -1419,7 +1418,7 @@ def start_run(given, verbose=False, lines=None):
         batchnorm_parts(model)
     run = Run(config, data, model, verbose)
     if lines is not None and run.folder:
-        write_atomic(make_work_dir(run.folder) / "input.txt", "\n".join(lines).encode("utf-8", "surrogatepass"))
+        keep_input(run.folder, "\n".join(lines))
     return run
 
 
@@ -1428,9 +1427,10 @@ def open_run(checkpoint, given, verbose=False, lines=None):
     with fitting(checkpoint):
         config = configure(given, read_config(checkpoint), verbose)
         data = Corpus(Vocab(checkpoint["vocab"]), checkpoint["longest"], checkpoint["digest"], config.input_file)
-        with contextlib.suppress(UserError):
-            corpus = load_corpus(config, lines)
-            data = corpus if corpus.digest == data.digest else data
+        for path in (config.input_file, str(Path(config.work_dir) / "input.txt")):
+            with contextlib.suppress(UserError):
+                corpus = load_corpus(replace(config, input_file=path), lines)
+                data = corpus if corpus.digest == data.digest else data
         if config.type == "mixture":
             members = [open_run({**checkpoint, **member}, {}) for member in checkpoint["members"]]
             model = Mixture(members, weights_of(checkpoint)["weights"])
@@ -1440,6 +1440,9 @@ def open_run(checkpoint, given, verbose=False, lines=None):
             model.load_state_dict(weights_of(checkpoint))
         run = Run(config, data, model, verbose)
         run.progress = Progress(**checkpoint["progress"])
+        run.model.eval()
+        if "resume" in given and config.backprop == "manual":
+            batchnorm_parts(model)
         return run
 
 
@@ -1518,15 +1521,24 @@ def parse_args(argv):
     return given
 
 
-def check_settings(settings):
+def check_settings(settings, modes=()):
     """Settings by name, checked as flags are: what is True is a flag alone, and None is as good as not given."""
     flags = []
     for name, value in settings.items():
+        if name in {*MODES, "diagnose"}.difference(modes):
+            raise UserError(f"{name} is for the command line; in Python, load a run, which can do all of that")
         if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
             flags += [flag(name)] if value else [flag("no_" + name)] * (SETTINGS[name].metadata["group"] == "model")
         elif value is not None or name not in SETTINGS:
             flags.append(f"{flag(name)}={value}")
     return parse_args(flags)
+
+
+def in_folder(folder, settings):
+    """Settings for a run that a folder holds."""
+    if "work_dir" in settings:
+        raise UserError("load() takes its folder as the first argument: leave work_dir out")
+    return check_settings({**settings, "work_dir": folder})
 
 
 def default_text(f, kind):
@@ -1559,7 +1571,7 @@ def uses(kind):
 def reads(mode):
     """The settings that a mode reads. Where a trained model is opened, `fixed` ones are compared with its own."""
     words = {mode, *MODES[mode].reads.split()}
-    compared = {n for n, f in SETTINGS.items() if MODES[mode].opens and f.metadata["fixed"]}
+    compared = {n for n, f in SETTINGS.items() if MODES[mode].opens and f.metadata["fixed"]} - {"seed"}
     return compared | {n for n, f in SETTINGS.items() if {n, f.metadata["group"]} & words}
 
 
@@ -1582,7 +1594,10 @@ def heeded(given, kind, verbose):
     if ignored and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
         words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
         line = "; ".join(words).replace("--train", "training")
-        print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=5)
+        depth = 1  # a warning is about the line that called this file
+        while sys._getframe(depth).f_code.co_filename == __file__:
+            depth += 1
+        print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=depth + 1)
     return {name: value for name, value in given.items() if name not in ignored}
 
 
@@ -1609,6 +1624,8 @@ def configure(given, trained=None, verbose=False):
     given = heeded(given, kind, verbose)
     if trained:  # other samples from the same model are welcome, so the seed is free
         refuse_changes(given, trained, "the model in this folder", () if "resume" in given else ("seed",))
+        if bool(given.get("dropout", trained.dropout)) != bool(trained.dropout):
+            raise UserError(f"--dropout {given['dropout']}: this model was trained with {trained.dropout}: 0 stays 0")
         return replace(trained, **{**passing(given), **given})
     return replace(Config(), **{**MODELS[kind].defaults, **given})
 
@@ -1683,6 +1700,14 @@ def write_atomic(path, data):
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
+
+
+def keep_input(folder, text):
+    """Write what a run learns from into its folder, where no file holds it; never over a file of somebody else's."""
+    path, raw = Path(folder) / "input.txt", text.encode("utf-8", "surrogatepass")
+    if path.exists() and path.read_bytes() != raw and not (path.parent / "model.pt").exists():
+        raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
+    write_atomic(make_work_dir(folder) / "input.txt", raw)
 
 
 def write_csv(path, columns, rows):
@@ -2161,8 +2186,9 @@ def do_find_lr(run):
 
 
 def do_check_backprop(run):
+    rows = check_backprop(run.model, *first_batch(run))
     print(f"{'gradient':<16}{'exact':<7}{'approx':<8}max difference")
-    for name, exact, approx, difference in check_backprop(run.model, *first_batch(run)):
+    for name, exact, approx, difference in rows:
         print(f"{name:<16}{exact!s:<7}{approx!s:<8}{difference:.1e}")
 
 
