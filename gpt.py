@@ -813,7 +813,7 @@ load = Run.load
 
 def start_run(given, verbose=False, text=None):
     """The run that the settings ask for: a new one, one that the work folder holds, or one that learns another text."""
-    mode, checkpoint, trained, plan = mode_of(given), None, None, None
+    mode, checkpoint, trained = mode_of(given), None, None
     if MODES[mode].opens:
         checkpoint = load_checkpoint(given.get("init_from") or Path(given.get("work_dir", "")) / MODES[mode].opens)
         if mode != "init_from":
@@ -839,12 +839,12 @@ def start_run(given, verbose=False, text=None):
 
 def open_run(checkpoint, given, verbose=False, text=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
-    with fitting(checkpoint):
+    with fitting():
         trained, vocab, resumed = read_config(checkpoint), Vocab(checkpoint["vocab"]), "resume" in given
     config = configure(given, trained, verbose)
     plan = make_plan(asdict(config))
     data = prepare_text(config, plan, checkpoint, text) if resumed else Text([], vocab, checkpoint["digest"])
-    with fitting(checkpoint):
+    with fitting():
         with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
             model = build(config, len(vocab))
         model.load_state_dict(weights_of(checkpoint))
@@ -866,8 +866,6 @@ def begin(run, settings):
     run.interval = c.eval_interval or max(1, (c.max_steps if c.max_steps > 0 else run.horizon) // 10)
     check_shares(c, run.processes.size)
     run.optimizers = make_optimizers(run.model, c)
-    if run.folder:
-        make_work_dir(run.folder)
     run.scaler = torch.amp.GradScaler("cuda", enabled=run.plan.dtype == "float16")  # keeps small gradients from 0
     if run.progress.history:
         restore(run, stored(run, "last.pt"))
@@ -1339,7 +1337,7 @@ def snapshot(run):
 
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now."""
-    with fitting(checkpoint):
+    with fitting():
         run.model.load_state_dict(weights_of(checkpoint))
         for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
             decays = [group["weight_decay"] for group in optimizer.param_groups]
@@ -1360,8 +1358,9 @@ def keep(run, *names):
     if not run.folder:
         run.memory |= {name: copy.deepcopy(snapshot(run)) for name in names}
     elif run.processes.rank == 0:
+        state = snapshot(run)
         for name in names:
-            write_checkpoint(run.folder / name, snapshot(run))
+            write_checkpoint(run.folder / name, state)
         write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
 
 
@@ -1404,8 +1403,8 @@ def load_checkpoint(path):
 
 
 @contextlib.contextmanager
-def fitting(checkpoint):
-    """What goes wrong in here is the checkpoint's fault."""
+def fitting():
+    """A context: what goes wrong in it is the fault of a checkpoint."""
     try:
         yield
     except UserError:
@@ -1702,7 +1701,8 @@ def clock(seconds):
 
 def check_finite(run, loss):
     if not math.isfinite(loss):
-        kept = f"{run.folder or '.'}/model.pt keeps the model of step {run.progress.best_step}"
+        where = run.folder / "model.pt" if run.folder else "memory"
+        kept = f"{where} keeps the model of step {run.progress.best_step}"
         advice = "try a lower --learning-rate, or --grad-clip 1"
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 

@@ -1301,7 +1301,7 @@ class LayerRow:
 
 
 def inspect_layers(model, x, y):
-    """One forward and backward pass through a copy of the model: (loss, a LayerRow for every layer, in order)."""
+    """One pass forward and back through a copy of the model: (loss, a LayerRow for each call of a layer, in order)."""
     model, rows = copy.deepcopy(model).train(), []
 
     def look(name, layer, inputs, output):
@@ -1422,17 +1422,13 @@ def start_run(given, verbose=False, lines=None):
     return run
 
 
-def open_run(checkpoint, given, verbose=False, lines=None):
+def open_run(checkpoint, given, verbose=False, lines=None, data=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
-    with fitting(checkpoint):
+    with fitting():
         config = configure(given, read_config(checkpoint), verbose)
-        data = Corpus(Vocab(checkpoint["vocab"]), checkpoint["longest"], checkpoint["digest"], config.input_file)
-        for path in (config.input_file, str(Path(config.work_dir) / "input.txt")):
-            with contextlib.suppress(UserError):
-                corpus = load_corpus(replace(config, input_file=path), lines)
-                data = corpus if corpus.digest == data.digest else data
+        data = data or find_corpus(checkpoint, config, lines)
         if config.type == "mixture":
-            members = [open_run({**checkpoint, **member}, {}) for member in checkpoint["members"]]
+            members = [open_run({**checkpoint, **member}, {}, data=data) for member in checkpoint["members"]]
             model = Mixture(members, weights_of(checkpoint)["weights"])
         else:
             with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
@@ -1444,6 +1440,16 @@ def open_run(checkpoint, given, verbose=False, lines=None):
         if "resume" in given and config.backprop == "manual":
             batchnorm_parts(model)
         return run
+
+
+def find_corpus(checkpoint, config, lines=None):
+    """The data that a checkpoint was trained on, without its lines where they are gone or have changed."""
+    for path in (config.input_file, str(Path(config.work_dir) / "input.txt")):
+        with contextlib.suppress(UserError):
+            corpus = load_corpus(replace(config, input_file=path), lines)
+            if corpus.digest == checkpoint["digest"]:
+                return corpus
+    return Corpus(Vocab(checkpoint["vocab"]), checkpoint["longest"], checkpoint["digest"], config.input_file)
 
 
 def begin(run, settings):
@@ -1761,7 +1767,7 @@ def snapshot(run):
 
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now."""
-    with fitting(checkpoint):
+    with fitting():
         run.model.load_state_dict(weights_of(checkpoint))
         decays = [group["weight_decay"] for group in run.optimizer.param_groups]
         run.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -1779,8 +1785,9 @@ def keep(run, *names):
     if not run.folder:
         run.memory |= {name: copy.deepcopy(snapshot(run)) for name in names}
         return
+    state = snapshot(run)
     for name in names:
-        write_checkpoint(run.folder / name, snapshot(run))
+        write_checkpoint(run.folder / name, state)
     write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
 
 
@@ -1823,8 +1830,8 @@ def load_checkpoint(path):
 
 
 @contextlib.contextmanager
-def fitting(checkpoint):
-    """What goes wrong in here is the checkpoint's fault."""
+def fitting():
+    """A context: what goes wrong in it is the fault of a checkpoint."""
     try:
         yield
     except UserError:
@@ -1903,7 +1910,8 @@ def clock(seconds):
 
 def check_finite(run, loss):
     if not math.isfinite(loss):
-        kept = f"{run.folder or '.'}/model.pt keeps the model of step {run.progress.best_step}"
+        where = run.folder / "model.pt" if run.folder else "memory"
+        kept = f"{where} keeps the model of step {run.progress.best_step}"
         advice = "try a lower --learning-rate, or --grad-clip 1"
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 

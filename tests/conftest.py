@@ -28,3 +28,16 @@ def cli(capsys):
         return status, out, err + "".join(f"warning: {w.message}\n" for w in caught)
 
     return run
+
+
+def same(a, b):
+    """Whether two nests of dicts, lists and tensors are equal, bit for bit; nan is nan."""
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,15 +104,6 @@ def command(*args, program=(sys.executable,), env=None):
 
 def weights(folder, name="last.pt"):
     return gpt.load_checkpoint(Path(folder) / name)
-
-
-def same(a, b):
-    """Whether two nests of dicts, lists and tensors are equal, bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or (a != a and b != b)
 
 
 # --- the lesson -------------------------------------------------------------------------------------------------------

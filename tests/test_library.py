@@ -27,6 +27,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from conftest import same
 
 import gpt
 import makemore
@@ -64,17 +65,6 @@ def train(module, data=None, kind=None, **given):
 
 def flag(name):
     return "--" + name.replace("_", "-")
-
-
-def same(a, b):
-    """Equal to the last bit, however deeply nested; nan is nan."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b)
 
 
 def weights(run):
