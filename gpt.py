@@ -37,10 +37,14 @@ import textwrap
 import threading
 import time
 import warnings
-from collections import namedtuple
+import zipfile
+from collections import OrderedDict, namedtuple
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+
+# Before torch is loaded: its threads shall sleep while they wait for each other, and Ctrl-C reach Python on Windows
+os.environ |= {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1", "FOR_DISABLE_CONSOLE_CTRL_HANDLER": "1", **os.environ}
 
 import numpy as np
 import torch
@@ -96,6 +100,7 @@ class Config:
     grad_clip: float = setting("training", 0.0, "longest gradient allowed, as a norm (0: any)")
     patience: int = setting("training", 0, "stop after so many evaluations without a new best (0: never)")
     eval_interval: int = setting("training", 0, "steps between evaluations (0: a tenth of the run)")
+    threads: int = setting("training", 0, "threads of the processor (0: as many as pay)", high=1024)
     seed: int = setting("training", 1337, "of weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
 
     num_samples: int = setting("sampling", 1, "how many texts to write", high=10**6)
@@ -134,8 +139,7 @@ class Vocab:
 
     def encode(self, text):
         """Text to an array of tokens (N,). Raises UserError that names the characters it does not know."""
-        alphabet, codes = codes_of(self.chars), codes_of(text)
-        tokens = np.searchsorted(alphabet, codes)
+        tokens = np.searchsorted(codes_of(self.chars), codes_of(text))
         if unknown := sorted(set(text) - set(self.chars)):
             raise UserError(f"unknown to this model: {' '.join(map(repr, unknown[:20]))}; it knows {self.chars!r}")
         return tokens
@@ -147,9 +151,9 @@ class Vocab:
 class Text:
     """Tokens, and the parts of them: the first 90 % to learn from, the rest to be judged on."""
 
-    def __init__(self, tokens, vocab, digest=""):
+    def __init__(self, tokens, vocab, digest="", places=()):
         n, n1 = len(tokens), int(0.9 * len(tokens))
-        self.tokens, self.vocab, self.digest = tokens, vocab, digest
+        self.tokens, self.vocab, self.digest, self.places = tokens, vocab, digest, places  # places: files that hold it
         self.parts = {"train": (0, n1), "val": (n1, n), "all": (0, n)}  # first token, last token + 1
 
     def rows(self, starts, length):
@@ -395,28 +399,28 @@ class Entry:
     model: type
     about: str
     defaults: dict
+    threads: int = 1024  # at most; on more, small operations only wait for each other
 
 
 SIZE = dict(n_layer=4, n_head=4, n_embd=128, dropout=0.0)
-OURS = dict(lookback=4, positions="rotary", norm="rms", activation="relu2", tied=False)
+OURS = dict(lookback=4, positions="rotary", norm="rms", activation="relu2", tied=False, optimizer="muon")
 GPT2 = dict(lookback=1, positions="learned", norm="layer", activation="gelu", tied=True)
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, warmup_steps=100, weight_decay=0.1)
 
 # fmt: off
 PRESETS = {
     "bigram": Entry(Bigram, "a table of what follows what: the baseline",
-                    dict(batch_size=64, max_steps=1000, learning_rate=0.05)),
+                    dict(batch_size=64, max_steps=1000, learning_rate=0.05), threads=1),
     "mini": Entry(GPT, "0.8M parameters: good text in two minutes on two cores",
-                  {**SIZE, **OURS, "optimizer": "muon", "block_size": 128, "batch_size": 12, "max_steps": 1200}),
+                  dict(SIZE, **OURS, block_size=128, batch_size=12, max_steps=1200), threads=8),
     "gpt2": Entry(GPT, "GPT-2's recipe at mini's size, to compare with",
                   {**SIZE, **GPT2, **ADAMW, "batch_size": 12, "max_steps": 2000, "learning_rate": 1e-3,
-                   "schedule": "cosine", "grad_clip": 1.0}),
+                   "schedule": "cosine", "grad_clip": 1.0}, threads=8),
     "baby": Entry(GPT, "10.7M parameters, for any graphics card with 8 GB, or less with more patience",
-                  {**OURS, "optimizer": "muon", "n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256,
-                   "dropout": 0.2, "batch_size": 64, "max_steps": 2000}),
+                  dict(OURS, n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2, batch_size=64)),
     "large": Entry(GPT, "51M parameters, for much text and a card with 24 GB",
-                   {**OURS, "optimizer": "muon", "n_layer": 16, "n_head": 8, "n_embd": 512, "block_size": 512,
-                    "dropout": 0.1, "batch_size": 64, "max_steps": 10_000}),
+                   dict(OURS, n_layer=16, n_head=8, n_embd=512, block_size=512, dropout=0.1, batch_size=64,
+                        max_steps=10_000)),
 }
 # fmt: on
 
@@ -512,8 +516,7 @@ def continuation(model, idx, config, cached=True):
 class Run:
     """A model, its alphabet, its settings and its folder: what the command line and a notebook both work with.
 
-    `config`, `vocab`, `model` and `device` are always there; `data` is the Text, empty until it is asked for; `folder`
-    is None where nothing is to be written; `optimizers`, `generator` and `progress` belong to training.
+    `data` is the Text, empty until it is asked for; `folder` is None where nothing is to be written.
     """
 
     def __init__(self, config, data, model, plan, verbose=False):
@@ -522,7 +525,7 @@ class Run:
         self.model = self.net = model.to(self.device)  # net: what training calls, compiled or shared by processes
         self.folder = Path(config.work_dir) if config.work_dir else None
         self.progress, self.console = Progress(), Console(self, verbose and self.processes.rank == 0)
-        self.optimizers, self.scaler, self.memory = [], None, {}  # memory: checkpoints, where there is no folder
+        self.optimizers, self.scaler, self.memory, self.source = [], None, {}, None  # see `begin`, `keep`, `set_aside`
         self.generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
 
     def evaluate(self, part="val", text=None):
@@ -576,8 +579,7 @@ class Run:
 
     def train(self, **settings):
         """Learn until max_steps, patience or Ctrl-C, and end with the best weights on val; call it again to go on."""
-        begin(self, settings)
-        with StopOnSignal() as self.stop:
+        with learning(self, settings) as self.stop:
             self.checkpoint()  # evaluate, keep the best, save, report
             while not self.over():
                 self.learn()  # batch, forward, backward, step
@@ -591,7 +593,7 @@ class Run:
 
     def over(self):
         c, p = self.config, self.progress
-        waited = sum(row[0] > p.best_step for row in p.history)
+        waited = (p.step - p.best_step) / self.interval  # evaluations; those that a Ctrl-C added do not count
         return self.processes.stopped(self) or 0 <= c.max_steps <= p.step or 0 < c.patience <= waited
 
     def draw(self):
@@ -629,12 +631,11 @@ class Run:
         train_loss = self.processes.sum(self.console.stop_clock())[0] / self.processes.size
         val_loss = self.evaluate("val")
         check_finite(self, val_loss)
-        improved = val_loss < p.best_loss
-        if improved:
+        if improved := val_loss < p.best_loss:
             p.best_loss, p.best_step = val_loss, p.step
         rate = learning_rate(p.step, self.config, self.horizon)
         p.history.append([p.step, round(p.seconds, 3), train_loss, val_loss, rate])
-        keep(self, *(("model.pt", "last.pt") if improved else ("last.pt",)))
+        keep(self, improved)
         self.console.row(improved)
 
     def save(self, folder):
@@ -818,20 +819,22 @@ def start_run(given, verbose=False, text=None):
         checkpoint = load_checkpoint(given.get("init_from") or Path(given.get("work_dir", "")) / MODES[mode].opens)
         if mode != "init_from":
             return open_run(checkpoint, {"eval_chars": 0, **given} if mode == "eval" else given, verbose, text)
-        trained = read_config(checkpoint)
+        with fitting():
+            trained = judged(checkpoint)
+            compare("the model", weights_of(checkpoint), sketch(partial(build, trained, len(checkpoint["vocab"]))))
     plan = make_plan(given)
     if not trained and given.get("preset", "auto") == "auto":
         given = {**given, "preset": "mini" if plan.device.type == "cpu" else "baby"}
     config = configure(given, trained, verbose)
-    if not trained:
-        build(config, 2)  # an impossible shape is told before the text is read
+    sketch(partial(build, config, 2))  # an impossible shape is told before the text is read
     if text is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
-        if config.work_dir:
-            text = keep_input(config.work_dir, text)  # None: from here on it is in the folder
-    data = prepare_text(config, plan, checkpoint, text)
+    data = prepare_text(config, plan, [config.input_file], checkpoint, text)
+    sketch(partial(build, config, len(data.vocab)))
     model = build(config, len(data.vocab))
     run = Run(config, data, model, plan, verbose)
+    if text is not None and run.folder:
+        run.source = source_of(run.folder, text)
     run.new_chars = transfer(model, checkpoint, data.vocab.chars) if checkpoint else ""
     torch.manual_seed(config.seed + plan.processes.rank)  # dropout differs from process to process
     return run
@@ -840,10 +843,15 @@ def start_run(given, verbose=False, text=None):
 def open_run(checkpoint, given, verbose=False, text=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
     with fitting():
-        trained, vocab, resumed = read_config(checkpoint), Vocab(checkpoint["vocab"]), "resume" in given
+        trained, vocab = judged(checkpoint), Vocab(checkpoint["vocab"])
     config = configure(given, trained, verbose)
-    plan = make_plan(asdict(config))
-    data = prepare_text(config, plan, checkpoint, text) if resumed else Text([], vocab, checkpoint["digest"])
+    with fitting():
+        compare("the model", weights_of(checkpoint), sketch(partial(build, config, len(vocab))))
+    plan, paths = make_plan(asdict(config)), places(checkpoint, config, given)
+    if "resume" in given:
+        data = prepare_text(config, plan, paths, checkpoint, text)
+    else:
+        data = Text([], vocab, checkpoint["digest"], paths)
     with fitting():
         with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
             model = build(config, len(vocab))
@@ -852,6 +860,19 @@ def open_run(checkpoint, given, verbose=False, text=None):
         run.progress = Progress(**checkpoint["progress"])
         run.model.eval()
         return run
+
+
+@contextlib.contextmanager
+def learning(run, settings):
+    """A context for training: all is ready, the folder is this run's alone, and Ctrl-C is a request to stop."""
+    threads = torch.get_num_threads()
+    with locked(run.folder) if run.folder and run.processes.rank == 0 else contextlib.nullcontext():
+        try:
+            begin(run, settings)
+            with StopOnSignal() as stop:
+                yield stop
+        finally:
+            torch.set_num_threads(threads)
 
 
 def begin(run, settings):
@@ -865,10 +886,10 @@ def begin(run, settings):
     run.horizon = c.decay_steps or max(c.max_steps, PRESETS[c.preset].defaults.get("max_steps", Config.max_steps))
     run.interval = c.eval_interval or max(1, (c.max_steps if c.max_steps > 0 else run.horizon) // 10)
     check_shares(c, run.processes.size)
+    torch.set_num_threads(threads_for(c))
     run.optimizers = make_optimizers(run.model, c)
     run.scaler = torch.amp.GradScaler("cuda", enabled=run.plan.dtype == "float16")  # keeps small gradients from 0
-    if run.progress.history:
-        restore(run, stored(run, "last.pt"))
+    losses = restore(run, stored(run, "last.pt")) if run.progress.history else ()
     run.micro_batches = micro_batches(c, len(run.vocab), run.plan.free, run.processes.size)
     run.peak = measure_peak(run.plan) if run.console.verbose else math.inf
     run.net = run.model.train()
@@ -878,21 +899,18 @@ def begin(run, settings):
         run.generator.set_state(drawn)
     if run.processes.size > 1:
         run.net = nn.parallel.DistributedDataParallel(run.net)
-    run.console.start_clock()
+    run.console.start_clock(losses)
 
 
 def text_of(run):
-    """The text that a run was trained on: at hand, in its folder, or in the file of that name."""
-    if not len(run.data.tokens):
-        path = run.folder and run.folder / "tokens.bin"
-        if path and (read_header(path)[0] or {}).get("source", {}).get("sha256") == run.data.digest:
-            run.data = TokenFile(path)
-        else:
-            with contextlib.suppress(UserError):
-                found = text_in_memory(run.config, None, "")
-                run.data = found if found.digest == run.data.digest else run.data
-    if not len(run.data.tokens):
-        raise UserError(f"{run.config.input_file or 'the text'} is gone or has changed since this model was trained")
+    """The text that a run was trained on: at hand, in its folder, or in a file."""
+    path = run.folder and run.folder / "tokens.bin"
+    if len(run.data.tokens):
+        pass
+    elif path and (read_header(path)[0] or {}).get("source", {}).get("sha256") == run.data.digest:
+        run.data = TokenFile(path, run.data.places)
+    else:
+        run.data = first_with(run.data.digest, run.data.places, text_in_memory)
     return run.data
 
 
@@ -947,6 +965,8 @@ def parse_args(argv):
         rules = SETTINGS[name].metadata
         if value == "" and rules["group"] != "sampling":
             raise UserError(f"{flag(name)} is empty: give it a value, or leave it out")
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"{flag(name)} holds a NUL character, which no text has")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag(name)} {value}: must be a finite number")
         if isinstance(value, (int, float)) and not rules["low"] <= value <= rules["high"]:
@@ -1029,7 +1049,7 @@ def heeded(given, kind, verbose):
         words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
         line = "; ".join(words).replace("--train", "training")
         depth = 1  # a warning is about the line that called this file
-        while sys._getframe(depth).f_code.co_filename == __file__:
+        while sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
             depth += 1
         print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=depth + 1)
     return {name: value for name, value in given.items() if name not in ignored}
@@ -1082,6 +1102,8 @@ def build(config, vocab_size):
 # Files: read with care, written whole or not at all; a text becomes a file of small integers that is never read whole
 
 CHUNK = 2**22  # bytes in memory at a time while a text is read
+MAX_CHARS = 65_536  # distinct ones: more than any text has, and two bytes hold them
+MAX_PARAMETERS = 10**9  # take 16 GB to train
 
 
 def codes_of(text):
@@ -1089,22 +1111,35 @@ def codes_of(text):
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
+def check_file(path):
+    """Raise UserError unless there is a file to be read, from the start and more than once."""
+    if not os.path.isfile(path):
+        why = "it is no file: a text is read more than once" if os.path.exists(path) else "No such file or directory"
+        raise UserError(f"cannot read {path}: {why}")
+
+
 def read_chunks(path):
-    """Yield a UTF-8 file of any size as strings of about CHUNK characters, without a BOM and with LF line ends."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    """Yield a text file of any size as strings of about CHUNK characters, without a BOM and with LF line ends.
+
+    UTF-8, or UTF-16 where the file says so by its BOM, as those do that PowerShell writes.
+    """
+    check_file(path)
     lines = 1
     try:
         with open(path, "rb") as f:
+            wide = f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = "utf-16" if wide else "utf-8-sig"
+            decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
             while True:
                 block = f.read(CHUNK)
-                if b"\0" in block[: 2**20]:
-                    raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
                 try:
+                    if b"\0" in block and not wide:
+                        raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
                     text = decoder.decode(block, final=not block)
                 except UnicodeDecodeError as e:
                     line, byte = lines + e.object.count(b"\n", 0, e.start), f.tell() - len(e.object) + e.start
                     bad = f"line {line}, byte {byte} is 0x{e.object[e.start]:02x}"
-                    raise UserError(f"{path} is not UTF-8: {bad}") from None
+                    raise UserError(f"{path} is not {encoding[:6].upper().rstrip('-')}: {bad}") from None
                 yield text
                 lines += text.count("\n")
                 if not block:
@@ -1113,16 +1148,34 @@ def read_chunks(path):
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 
 
+def check_alphabet(name, chars):
+    """Raise UserError where a text has so many distinct characters that a row for each would take all memory."""
+    if len(chars) > MAX_CHARS:
+        raise UserError(f"{name} has {len(chars):,} distinct characters, the limit is {MAX_CHARS:,}: is it text?")
+
+
+def places(checkpoint, config, given):
+    """Where the text of a checkpoint may be: as named now, where it was when it was trained on, or in the folder."""
+    kept = str(Path(config.work_dir) / "input.txt")
+    paths = [given["input_file"]] if "input_file" in given else [config.input_file, checkpoint.get("file"), kept]
+    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
+
+
+def gone(paths):
+    """Why none of these files is the one that a model was trained on."""
+    words = (f"there is no {p}" if p and not os.path.isfile(p) else f"{p or 'the text'} has changed" for p in paths)
+    return ", ".join(words)
+
+
 def survey(path, tokens_path, more_chars=""):
     """Return the header of an encoded text, a dict: what the file at `path` holds, and how to know it again.
 
     The file is only hashed where tokens_path already holds it: size, time and hash agree. Otherwise it is read once.
     """
     digest, head = hashlib.sha256(), read_header(tokens_path)[0]
+    check_file(path)
     try:
         stat = os.stat(path)
-        if not os.path.isfile(path):
-            raise UserError(f"cannot read {path}: not a regular file, and a text is read more than once")
         with open(path, "rb") as f:
             while block := f.read(CHUNK):
                 digest.update(block)
@@ -1141,17 +1194,19 @@ def survey(path, tokens_path, more_chars=""):
             seen[codes_of(text)] = True
     chars = "".join(map(chr, np.flatnonzero(seen))) + ascii_seen.decode() + more_chars
     chars = "".join(sorted(set(chars)))
-    dtype = next(d for d in ("uint8", "uint16", "uint32") if len(chars) <= np.iinfo(d).max + 1)
+    check_alphabet(path, chars)
+    dtype = "uint8" if len(chars) <= 256 else "uint16"
     return dict(program="gpt", source=source, chars=chars, dtype=dtype, count=count, more=more_chars)
 
 
 def read_header(tokens_path):
     """Return (header, bytes that it takes), or (None, 0) where there is no whole encoded text."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
         with open(tokens_path, "rb") as f:
             line = f.readline()
         head = json.loads(line)
-        if os.path.getsize(tokens_path) == len(line) + head["count"] * np.dtype(head["dtype"]).itemsize:
+        size, known = np.dtype(head["dtype"]).itemsize, head["chars"] and head["source"]["sha256"]
+        if known and os.path.getsize(tokens_path) == len(line) + head["count"] * size:
             return head, len(line)
     return None, 0
 
@@ -1171,7 +1226,7 @@ def encode_file(path, head, tokens_path):
                     f.write(text.encode().translate(table[:256].tobytes()))
                 else:
                     f.write(table[codes_of(text)].tobytes())
-        os.replace(temporary, tokens_path)
+        move(temporary, tokens_path)
     except OSError as e:
         raise UserError(f"cannot write {tokens_path}: {e.strerror}") from None
     except IndexError:
@@ -1188,21 +1243,45 @@ def encode_file(path, head, tokens_path):
 class TokenFile(Text):
     """An encoded text on disk, of which only what is needed is ever in memory."""
 
-    def __init__(self, path):
-        head, offset = read_header(path)
-        self.open = partial(np.memmap, path, mode="r", dtype=head["dtype"], offset=offset, shape=head["count"])
-        super().__init__(self.open(), Vocab(head["chars"]), head["source"]["sha256"])
+    def __init__(self, path, places=()):
+        head, self.offset = read_header(path)
+        self.path, self.file = path, open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as the text is)
+        tokens = np.memmap(self.file, mode="r", dtype=head["dtype"], offset=self.offset, shape=head["count"])
+        super().__init__(tokens, Vocab(head["chars"]), head["source"]["sha256"], places)
+
+    def __del__(self):
+        self.file.close()
 
     def rows(self, starts, length):
-        self.tokens = self.open()  # a map's pages count as this process's memory for as long as the map lives
-        return super().rows(starts, length)
+        """Read instead of mapped: pages of a map count as memory, and a file that was cut under a map is a crash."""
+        size, pieces = self.tokens.itemsize, []
+        for start in np.asarray(starts).tolist():
+            self.file.seek(self.offset + size * start)
+            pieces.append(self.file.read(size * length))
+        data = b"".join(pieces)
+        tokens = np.frombuffer(data, self.tokens.dtype, len(data) // size).astype(np.int64)
+        if len(tokens) < length * len(pieces) or tokens.max() >= len(self.vocab):
+            raise UserError(f"{self.path} was cut or changed by somebody: delete it, and it is made anew")
+        return torch.from_numpy(tokens.reshape(-1, length))
 
 
-def text_in_memory(config, text, more_chars):
-    """The text given, or that of config.input_file, as a Text whose alphabet has at least more_chars."""
-    text = "".join(read_chunks(config.input_file)) if text is None else re.sub("\r\n?", "\n", text)
+def text_in_memory(path, more_chars="", text=None):
+    """A file, or the text itself, as a Text whose alphabet has at least more_chars."""
+    text = "".join(read_chunks(path)) if text is None else re.sub("\r\n?", "\n", text)
     vocab = Vocab("".join(sorted(set(text) | set(more_chars))))
-    return Text(vocab.encode(text), vocab, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+    check_alphabet(path or "the text", vocab.chars)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return Text(vocab.encode(text), vocab, digest, [path] if path else [])
+
+
+def first_with(digest, paths, read):
+    """What `read` makes of the first of these files whose text has this digest; of the only one, if that is None."""
+    for path in paths:
+        if not digest or not path or os.path.isfile(path):
+            text = read(path)
+            if digest in (None, text.digest):
+                return text
+    raise UserError(f"{gone(paths)}: what this model was trained on is needed")
 
 
 def check_length(config, n):
@@ -1214,36 +1293,41 @@ def check_length(config, n):
         raise UserError(f"{config.input_file or 'the text'} has {n:,} characters: {needs}")
 
 
-def prepare_text(config, plan, checkpoint=None, text=None):
+def prepare_text(config, plan, paths, checkpoint=None, text=None):
     """Check text and settings against each other, then make the work folder and encode what is not yet. Return a Text.
 
-    With a checkpoint, the text is one to go on with: the same if the run is resumed, another in its alphabet and more.
+    The text is in one of these files, or given. With a checkpoint, it is one to go on with: the same if the run is
+    resumed, another in its alphabet and more.
     """
     processes, chars = plan.processes, checkpoint["vocab"] if checkpoint else ""
     check_shares(config, processes.size)
     processes.open(plan.device)
+    digest = checkpoint["digest"] if config.resume else None
 
-    def check(count, digest, vocab):
-        if config.resume and digest != checkpoint["digest"]:
-            name = config.input_file if text is None else "the text"
-            raise UserError(f"{name} has changed: --resume needs the text that the run began with")
+    def check(count, vocab):
         check_length(config, count)
         read_prompt(config.prompt, vocab)
+
+    def encoded(path):  # a Text that is in the work folder, too
+        tokens = Path(config.work_dir) / "tokens.bin"
+        head = survey(path, tokens, chars)
+        if digest in (None, head["source"]["sha256"]):
+            check(head["count"], Vocab(head["chars"]))
+            if read_header(tokens)[0] != head:
+                with locked(config.work_dir):
+                    encode_file(path, head, tokens)
+            return TokenFile(tokens, [path])
+        return Text([], None)
 
     # first the process that writes, then one on every other machine, then those that only read
     turn = min(processes.rank, 1) + min(processes.local_rank, 1)
     for now in range(3 if processes.size > 1 else 1):
-        if now == turn and (text is not None or not config.work_dir):
-            data = text_in_memory(config, text, chars)
-            check(len(data.tokens), data.digest, data.vocab)
+        if now == turn and text is None and config.work_dir:
+            data = first_with(digest, paths, encoded)
         elif now == turn:
-            path = Path(config.work_dir) / "tokens.bin"
-            head = survey(config.input_file, path, chars)
-            check(head["count"], head["source"]["sha256"], Vocab(head["chars"]))
-            make_work_dir(config.work_dir)
-            if read_header(path)[0] != head:
-                encode_file(config.input_file, head, path)
-            data = TokenFile(path)
+            read = partial(text_in_memory, more_chars=chars, text=text)
+            data = first_with(digest, paths if text is None else [config.input_file], read)
+            check(len(data.tokens), data.vocab)
         processes.sum(0)
     return data
 
@@ -1256,28 +1340,89 @@ def read_prompt(prompt, vocab):
     return prompt, torch.from_numpy(vocab.encode(start))
 
 
-def write_atomic(path, data):
-    """Write bytes to path so that at any moment the old file or the new one is there, whole."""
+def write_atomic(path, data, ready=lambda: None):
+    """Write bytes to path so that the old file or the new one is there at any moment, whole; `ready` comes between."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
+        ready()
+        move(temporary, path)
     except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
 
 
-def keep_input(folder, text):
-    """Write what a run learns from into its folder, where no file holds it; never over a file of somebody else's."""
+def move(source, target):
+    """Put a file in the place of another; on Windows, where nobody may be reading that, try again for a second."""
+    for left in range(9, -1, -1):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if os.name != "nt" or not left:
+                raise
+            time.sleep(0.1)
+
+
+def source_of(folder, text):
+    """The bytes of a text that no file holds, to be kept in the folder as input.txt; never over somebody else's."""
     path, raw = Path(folder) / "input.txt", text.encode("utf-8", "surrogatepass")
     if path.exists() and path.read_bytes() != raw and not (path.parent / "model.pt").exists():
         raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
-    write_atomic(make_work_dir(folder) / "input.txt", raw)
+    return raw
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """A context: the folder is there and no other program trains in it. A lock ends with its process at the latest."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = open(Path(folder) / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as e:
+        raise UserError(f"cannot write in the folder {folder}: {e.strerror}") from None
+    with file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"{folder} is in use by another training: wait for it, or name another folder") from None
+        except OSError:
+            pass  # not every file system has locks
+        for left in Path(folder).glob(".*.pt.*.tmp"):  # by one that was killed
+            left.unlink(missing_ok=True)
+        yield
+
+
+def set_aside(run, folder):
+    """Move what an earlier run left in the folder to previous/ inside it, where the one before it makes room."""
+    files, previous = FILES + ("input.txt",) * (run.source is not None), folder / "previous"
+    if any((folder / name).exists() for name in files):
+        previous.mkdir(exist_ok=True)
+        for name in files:
+            (previous / name).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                move(folder / name, previous / name)
+        run.console.say(f"what an earlier run left in {folder} is now in {previous}")
+
+
+@contextlib.contextmanager
+def optional():
+    """A context: what cannot be drawn or logged there is told in a line, and the work goes on."""
+    try:
+        yield
+    except (ImportError, UserError) as e:
+        print(f"{PROGRAM}: warning: {e}", file=sys.stderr)
 
 
 def write_csv(path, columns, rows):
@@ -1286,22 +1431,10 @@ def write_csv(path, columns, rows):
     write_atomic(path, text.getvalue().encode())
 
 
-def make_work_dir(path):
-    """Create the folder if needed and make sure that files can be written there."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        probe = Path(path) / ".probe.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise UserError(f"cannot write in the folder {path}: {e.strerror}") from None
-    return Path(path)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints: plain dicts, complete in themselves
 
-CHECKPOINT_KEYS = {"config", "progress", "vocab", "digest", "model", "optimizers", "scaler", "batches", "rng"}
+FILES = ("last.pt", "log.csv", "loss.png", "attention.png", "model.pt")  # what a run leaves
 RENAMED = dict(attention="attn", think="mlp", before="earlier")  # parts of parameters' names
 RETIRED = {}  # settings that are no more, and the value that is still understood
 LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
@@ -1318,50 +1451,67 @@ class Progress:
     history: list = field(default_factory=list)  # the rows of log.csv
 
 
+PATTERN = dict(  # what `snapshot` makes, see `compare`
+    config={"preset": ""}, progress=asdict(Progress()), vocab="", digest="", model={},
+    optimizers=[], scaler={}, batches=torch.Generator().get_state(), rng=torch.get_rng_state(),
+)  # fmt: skip
+
+
 def snapshot(run):
     """All that is needed to go on as if nothing had happened, or to write from the folder alone, as one plain dict."""
+    chance = dict(rng=torch.get_rng_state(), losses=run.console.carried())
+    chance["cuda_rng"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(
         program=PROGRAM,
         config=asdict(run.config),
         progress=asdict(run.progress),
         vocab=run.vocab.chars,
         digest=run.data.digest,
+        file=run.data.places[0] if run.data.places else "",
         model=run.model.state_dict(),
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict() if run.scaler else {},
         batches=run.generator.get_state(),
-        rng=torch.get_rng_state(),
-        cuda_rng=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        processes=run.processes.everyone(chance),
+        **chance,
     )
 
 
 def restore(run, checkpoint):
-    """Undo `snapshot`; settings given anew stay as they are now."""
+    """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
     with fitting():
-        run.model.load_state_dict(weights_of(checkpoint))
         for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
-            decays = [group["weight_decay"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(state)
-            for group, decay in zip(optimizer.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
+            optimizer.load_state_dict(optimizer_state(optimizer, state))
+        run.model.load_state_dict(weights_of(checkpoint))
         if checkpoint["scaler"] and run.scaler.is_enabled():
             run.scaler.load_state_dict(checkpoint["scaler"])
         run.generator.set_state(checkpoint["batches"])
-        torch.set_rng_state(checkpoint["rng"])
-        if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         run.progress = Progress(**checkpoint["progress"])
+        processes = checkpoint.get("processes", [checkpoint])
+        if run.processes.rank < len(processes):  # a process that was not there before goes on with its own chance
+            mine = processes[run.processes.rank]
+            torch.set_rng_state(mine["rng"])
+            if len(mine["cuda_rng"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(mine["cuda_rng"])
+            if run.progress.step % run.interval:  # stopped between two rows
+                return mine.get("losses", torch.zeros(0)).to(run.device).unbind()
+    return ()
 
 
-def keep(run, *names):
-    """Save the state under these names, in the folder or else in memory, and the log beside it."""
+def keep(run, best):
+    """Save the state as last.pt, and as model.pt if it is the best, in the folder or else in memory, and the log."""
+    state = snapshot(run)
     if not run.folder:
-        run.memory |= {name: copy.deepcopy(snapshot(run)) for name in names}
+        run.memory |= {name: copy.deepcopy(state) for name in ["model.pt"] * best + ["last.pt"]}
     elif run.processes.rank == 0:
-        state = snapshot(run)
-        for name in names:
-            write_checkpoint(run.folder / name, state)
-        write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
+        first, data = len(run.progress.history) == 1, pack(state)
+        if best:
+            write_atomic(run.folder / "model.pt", data, partial(set_aside, run, run.folder) if first else lambda: None)
+        if first and run.source is not None:
+            write_atomic(run.folder / "input.txt", run.source)
+        with optional():
+            write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
+        write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
 
 
 def stored(run, name):
@@ -1371,34 +1521,41 @@ def stored(run, name):
 
 def save_run(run, folder):
     """Write model.pt as the run stands, and last.pt if it has learned, to go on from."""
-    write_checkpoint(make_work_dir(folder) / "model.pt", snapshot(run))
-    if run.progress.history and (run.memory or (run.folder and (run.folder / "last.pt").exists())):
-        write_checkpoint(Path(folder) / "last.pt", stored(run, "last.pt"))
+    folder, learned = Path(folder), run.progress.history
+    own = learned and run.folder and run.folder.resolve() == folder.resolve()
+    with locked(folder):
+        last = learned and (run.memory or (run.folder and (run.folder / "last.pt").exists())) and stored(run, "last.pt")
+        ready = (lambda: None) if own else partial(set_aside, run, folder)
+        write_atomic(folder / "model.pt", pack(snapshot(run)), ready)
+        if last:
+            write_atomic(folder / "last.pt", pack(last))
 
 
-def write_checkpoint(path, checkpoint):
+def pack(checkpoint):
+    """A checkpoint as bytes."""
     torch.save(checkpoint, buffer := io.BytesIO())
-    write_atomic(path, buffer.getbuffer())
+    return buffer.getbuffer()
 
 
 def load_checkpoint(path):
     """Return the checkpoint at path, written by this program, or raise UserError. Checkpoints never run code."""
     try:
-        raw = Path(path).read_bytes()
+        raw = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"there is no {path}: train first, or point --work-dir at a trained folder") from None
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), zipfile.ZipFile(raw) as archive:
             warnings.simplefilter("ignore")
-            checkpoint = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception:  # whatever torch and pickle may raise
+            if any(entry.compress_type for entry in archive.infolist()) or archive.testzip():
+                raise ValueError  # torch compresses nothing, and does not compare the checksums that it writes
+            raw.seek(0)
+            checkpoint = torch.load(raw, map_location="cpu", weights_only=True)
+    except Exception:  # whatever torch, zipfile and pickle may raise
         raise UserError(f"{path} is refused: it is corrupt, or carries code, which a checkpoint never needs") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("program") != PROGRAM:
         raise UserError(f"{path} is not a checkpoint of {PROGRAM}")
-    if missing := CHECKPOINT_KEYS - checkpoint.keys():
-        raise UserError(f"{path} is not complete: it lacks {', '.join(sorted(missing))}")
     return checkpoint
 
 
@@ -1409,20 +1566,77 @@ def fitting():
         yield
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"the checkpoint does not fit this version of {PROGRAM}: {why}") from None
 
 
-def read_config(checkpoint):
-    """The settings that a checkpoint was made with."""
-    saved = dict(checkpoint["config"])
+def compare(name, found, pattern):
+    """Raise ValueError unless a part of a checkpoint is like `pattern`: its keys, types, shapes, all numbers finite."""
+    if not isinstance(found, {float: (float, int), OrderedDict: dict}.get(type(pattern), type(pattern))):
+        raise ValueError(f"{name} is of another kind")
+    if isinstance(pattern, dict):
+        for key in pattern:
+            if key not in found:
+                raise ValueError(f"{name} lacks {key}")
+            compare(f"{name}, {key}", found[key], pattern[key])
+    elif isinstance(pattern, torch.Tensor):
+        if (found.shape, found.dtype) != (pattern.shape, pattern.dtype):
+            raise ValueError(f"{name} has the shape {tuple(found.shape)} instead of {tuple(pattern.shape)}")
+        if not found.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def judged(checkpoint):
+    """Raise ValueError or UserError where a checkpoint is not made as `snapshot` makes it; return its settings."""
+    compare("it", checkpoint, PATTERN)
+    progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
+    rows = [[type(x) in (int, float) for x in row] == [True] * 5 for row in progress["history"]]
+    if not (all(rows) and 0 <= progress["best_step"] <= progress["step"] and list(vocab) == sorted(set(vocab))):
+        raise ValueError("its parts contradict each other")
     for name, value in RETIRED.items():
         if saved.pop(name, value) != value:
             raise UserError(f"the checkpoint was made with another {flag(name)}, which {PROGRAM} no longer has")
     if saved[KIND] not in (*ROWS, "mixture"):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
-    return Config(**saved)
+    Config(**saved)  # raises TypeError where a setting is not known
+    given = {name: saved[name] for name in uses(saved[KIND]) if saved.get(name, "") not in (SETTINGS[name].default, "")}
+    given = {name: "None" if value is None else value for name, value in given.items()}  # no setting is called so
+    row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
+    empty = {name: "" for name, value in saved.items() if value == ""}
+    try:
+        return Config(**{**row, **empty, **check_settings(given, modes=(*MODES, "diagnose"))})
+    except UserError as e:
+        raise UserError(f"the settings in the checkpoint are not valid: {e}") from None
+
+
+def optimizer_state(optimizer, state, name="optimizer"):
+    """A state for `load_state_dict`, compared with that of a step; rates and the like stay those of the optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+    fresh = optimizer.state_dict()
+    for index, part in state["state"].items():
+        compare(f"{name} {index}", part, fresh["state"][index])
+    return {**fresh, "state": state["state"]}
+
+
+def sketch(make):
+    """A model's state, in tensors that take no memory; {} where it cannot be made so. Refuse one that is too large."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = make()
+    except UserError:
+        raise
+    except Exception:  # a model of one's own may need real numbers
+        return {}
+    count = sum(p.numel() for p in model.parameters())
+    if count > MAX_PARAMETERS:
+        raise UserError(f"a model of {count:,} parameters is too large, the limit is {MAX_PARAMETERS:,}: {MEMORY_HINT}")
+    return model.state_dict()
 
 
 def weights_of(checkpoint):
@@ -1453,8 +1667,12 @@ class Processes:
     """The processes that train together, as torchrun started them; a single one will do, too."""
 
     def __init__(self):
-        variables = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)
-        self.rank, self.local_rank, self.size = (int(os.environ.get(name, default)) for name, default in variables)
+        defaults = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        given = {name: os.environ.get(name, default) for name, default in defaults.items()}
+        if not all(map(str.isdecimal, given.values())) or int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+            words = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise UserError(f"{words} make no sense: torchrun sets these, without it they have to be unset")
+        self.rank, self.local_rank, self.size = map(int, given.values())
         self.device = torch.device("cpu")
 
     def open(self, device):
@@ -1476,6 +1694,13 @@ class Processes:
         values = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(values, op)
         return values.tolist()
+
+    def everyone(self, value):
+        """The values of all processes, a list by rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def stopped(self, run):
         """Whether the run has got a signal: all processes stop, or none."""
@@ -1674,6 +1899,11 @@ def try_compile(run, batch):
     return fast
 
 
+def threads_for(config):
+    """How many threads a training takes: those asked for, or what pays, of one for each core or OMP_NUM_THREADS."""
+    return config.threads or min(ROWS[getattr(config, KIND)].threads, torch.get_num_threads())
+
+
 class StopOnSignal:
     """While it lasts, a first Ctrl-C (or TERM) only sets `signum` so that the loop can end in order; a second kills."""
 
@@ -1712,19 +1942,24 @@ class Console:
 
     def __init__(self, run, verbose):
         self.run, self.verbose, self.live, self.drawn = run, verbose, verbose and sys.stdout.isatty(), 0.0
+        self.losses = []
 
     def say(self, *words):
         if self.verbose:
             print(*words, flush=True)
 
-    def start_clock(self):
-        self.losses, self.since = [], time.perf_counter()
+    def carried(self):
+        """The losses since the last evaluation that was due, for a checkpoint: (steps,)."""
+        return torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+
+    def start_clock(self, losses=()):
+        self.losses, self.since, self.begun = list(losses), time.perf_counter(), self.run.progress.step
 
     def stop_clock(self):
         """Book the time spent learning; return the mean loss since the clock was started, or nan."""
         spent = time.perf_counter() - self.since
         self.run.progress.seconds += spent
-        self.pace = spent / max(1, len(self.losses))  # seconds per step
+        self.pace = spent / max(1, self.run.progress.step - self.begun)  # seconds per step
         return torch.stack(self.losses).mean().item() if self.losses else math.nan
 
     def stepped(self, loss):
@@ -1733,7 +1968,7 @@ class Console:
             check_finite(self.run, loss.item())
             if self.live and time.perf_counter() - self.drawn > 0.2:
                 self.drawn = time.perf_counter()
-                line = self.line(f"loss {loss:.4f}", (self.drawn - self.since) / len(self.losses))
+                line = self.line(f"loss {loss:.4f}", (self.drawn - self.since) / (self.run.progress.step - self.begun))
                 print(f"\r\033[K{line}", end="", flush=True)
 
     def row(self, improved):
@@ -1742,7 +1977,7 @@ class Console:
         name = LOG_COLUMNS[3].removesuffix("_loss")
         losses = f"train {train_loss:.4f}  {name} {held_out:.4f}{'*' if improved else ' '}  lr {lr:.2e}"
         self.say("\r\033[K" * self.live + self.line(losses.replace("nan", "–"), self.pace).rstrip())
-        self.start_clock()
+        self.start_clock(self.losses if self.run.progress.step % self.run.interval else ())
 
     def line(self, losses, pace):
         step, limit = self.run.progress.step, self.run.config.max_steps
@@ -1774,7 +2009,8 @@ def introduce(run):
     if c.init_from:
         new = f"; new characters, to be learned: {run.new_chars!r}" if run.new_chars else ""
         run.console.say(f"init: from {c.init_from}{new}")
-    how = f"{plan.dtype}{', compiled' * plan.compile}{f', {processes.size} processes' * (processes.size > 1)}"
+    threads = f", {threads_for(c)} threads" * (plan.device.type == "cpu")
+    how = f"{plan.dtype}{threads}{', compiled' * plan.compile}{f', {processes.size} processes' * (processes.size > 1)}"
     run.console.say(f"device: {plan.device}, {how} ({plan.why})")
     size = sum(p.numel() for p in run.model.parameters())
     batch = f"{c.batch_size} contexts of {c.block_size} a step"
@@ -1803,15 +2039,17 @@ BLUE, RED = "#8fb8de", "#c8553d"
 @contextlib.contextmanager
 def drawing(path, rows=1, columns=1, size=(7, 4.2)):
     """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    axes = figure.subplots(rows, columns)
-    for ax in np.ravel(axes):
-        ax.spines[["top", "right"]].set_visible(False)
-    yield axes
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    try:
+        import matplotlib.figure
+    except ImportError as e:
+        raise UserError(f"no {path} without matplotlib: {e}") from None
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ is a character like any other
+        figure = matplotlib.figure.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        axes = figure.subplots(rows, columns)
+        for ax in np.ravel(axes):
+            ax.spines[["top", "right"]].set_visible(False)
+        yield axes
+        figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
     write_atomic(path, buffer.getvalue())
 
 
@@ -1856,13 +2094,15 @@ def plot_attention(path, maps, text):
 
 def do_train(run):
     """The main job: train, report, write. Returns 128 + signal if it was stopped by one."""
-    introduce(run)
+    with locked(run.folder) if run.processes.rank == 0 else contextlib.nullcontext():
+        introduce(run)  # nothing is announced where nothing can be kept
     run.train()
     losses = "train {:.4f} val {:.4f}".format(*(run.evaluate(part) for part in ("train", "val")))
     run.console.say(f"final: {losses} nats/char (best at step {run.progress.best_step})")
     if run.processes.rank == 0:
         write(run)
-        plot_losses(run)
+        with optional():
+            plot_losses(run)
     run.processes.sum(0)  # all leave together
     return 128 + run.stop.signum if run.stop.signum else 0
 
@@ -1894,14 +2134,17 @@ MEMORY_HINT = "cut the batch with --grad-accum 4, or lower --batch-size, --block
 
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a console that lacks a character shows '?' instead
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (there is none after >&-)
+    if hasattr(sys.stdout, "reconfigure"):  # what a console lacks becomes '?'; files are UTF-8, on Windows, too
+        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     try:
         given = parse_args(sys.argv[1:] if argv is None else argv)
         mode = mode_of(given)
         if "work_dir" in reads(mode):
             given.setdefault("work_dir", "out")
-        return MODES[mode].do(start_run(given, verbose=True)) or 0
+        status = MODES[mode].do(start_run(given, verbose=True)) or 0
+        sys.stdout.flush()
+        return status
     except UserError as e:
         print(f"{PROGRAM}:", *str(e).splitlines(), file=sys.stderr)
         return 2
@@ -1912,11 +2155,13 @@ def main(argv=None):
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
+    except OSError as e:  # of the output; `head`, say, closes it when it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(e, BrokenPipeError):
+            return 0
+        print(f"{PROGRAM}: cannot write the output: {e.strerror}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
     sys.exit(main())
-

@@ -19,6 +19,7 @@ and is drawn as '.'. Losses are in nats per character; the end of a line counts 
 """
 
 import argparse
+import codecs
 import contextlib
 import copy
 import csv
@@ -35,10 +36,14 @@ import textwrap
 import threading
 import time
 import warnings
-from collections import namedtuple
+import zipfile
+from collections import OrderedDict, namedtuple
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+
+# Before torch is loaded: its threads shall sleep while they wait for each other, and Ctrl-C reach Python on Windows
+os.environ |= {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1", "FOR_DISABLE_CONSOLE_CTRL_HANDLER": "1", **os.environ}
 
 import numpy as np
 import torch
@@ -98,6 +103,7 @@ class Config:
     backprop: str = setting("training", None, "manual: by hand, for --batchnorm", choices=("autograd", "manual"))
     eval_interval: int = setting("training", 0, "steps between evaluations on dev (0: a twentieth of the run)")
     diagnose: bool = setting("training", False, "draw activations, gradients, updates and dead neurons")
+    threads: int = setting("training", 0, "threads of the processor (0: as many as pay)", high=1024)
     seed: int = setting("training", 3407, "of weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
 
     num_samples: int = setting("sampling", 20, "how many samples to print", high=10**6)
@@ -153,7 +159,7 @@ class Corpus:
     vocab: Vocab
     longest: int  # characters in the longest line
     digest: str  # sha256 of the lines in the order of the file
-    file: str = ""
+    places: list[str] = ()  # files that hold the lines, or may hold them
     train: list[str] = ()
     dev: list[str] = ()
     test: list[str] = ()
@@ -162,7 +168,7 @@ class Corpus:
         if part not in PARTS:
             raise UserError(f"there is no part {part!r} of the data: choose among {', '.join(PARTS)}")
         if not self.train:
-            raise UserError(f"{self.file or 'the list of lines'} is gone or has changed since this model was trained")
+            raise UserError(f"{gone(self.places)}: what this model was trained on is needed")
         return getattr(self, part)
 
 
@@ -653,6 +659,7 @@ class Entry:
     about: str
     defaults: dict
     fixed: dict = field(default_factory=dict)  # further arguments of the class
+    threads: int = 1024  # at most; on more, small operations only wait for each other
 
 
 # fmt: off
@@ -661,31 +668,31 @@ RECURRENT = dict(n_layer=1, n_embd=48, n_embd2=128, dropout=0.0, init="kaiming",
 MODELS = {
     "bigram": Entry(
         Bigram, "a table: the next character from the last --block-size ones",
-        dict(block_size=1, batch_size=4096, learning_rate=0.05, max_steps=3000)),
+        dict(block_size=1, batch_size=4096, learning_rate=0.05, max_steps=3000), threads=1),
     "mlp": Entry(
         MLP, "embeddings of the last --block-size characters into tanh layers (Bengio et al. 2003)",
         dict(block_size=3, n_layer=1, n_embd=24, n_embd2=256, dropout=0.0, batchnorm=False, direct=False,
-             init="kaiming", backprop="autograd", learning_rate=3e-3, max_steps=15_000)),
+             init="kaiming", backprop="autograd", learning_rate=3e-3, max_steps=15_000), threads=1),
     "wavenet": Entry(
         WaveNet, "a tree of convolutions over the last --block-size characters, with BatchNorm",
         dict(block_size=8, n_embd=24, n_embd2=128, dropout=0.0, batchnorm=True, conv="tree", init="kaiming",
-             learning_rate=3e-3, max_steps=8000)),
+             learning_rate=3e-3, max_steps=8000), threads=1),
     "bow": Entry(
         BoW, "the average of everything so far, order forgotten",
         dict(block_size=None, n_embd=64, n_embd2=256, init="kaiming", batch_size=128, learning_rate=3e-3,
-             max_steps=5000)),
+             max_steps=5000), threads=1),
     "rnn": Entry(
-        Recurrent, "the plain recurrent network (Elman 1990)", {**RECURRENT, "max_steps": 5000}, dict(cell=RNNCell)),
+        Recurrent, "the plain recurrent network (Elman 1990)", dict(RECURRENT, max_steps=5000), dict(cell=RNNCell), 1),
     "gru": Entry(
-        Recurrent, "the recurrent network with gates (Cho et al. 2014)", {**RECURRENT, "max_steps": 4000},
-        dict(cell=GRUCell)),
+        Recurrent, "the recurrent network with gates (Cho et al. 2014)", dict(RECURRENT, max_steps=4000),
+        dict(cell=GRUCell), 1),
     "lstm": Entry(
         Recurrent, "the recurrent network with gates and a memory cell (Hochreiter & Schmidhuber 1997)",
-        {**RECURRENT, "max_steps": 4000}, dict(cell=LSTMCell)),
+        dict(RECURRENT, max_steps=4000), dict(cell=LSTMCell), 1),
     "transformer": Entry(
         Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
         dict(block_size=None, n_layer=4, n_head=4, n_embd=64, dropout=0.1, init="kaiming", batch_size=128,
-             learning_rate=3e-3, max_steps=3000, weight_decay=0.1)),
+             learning_rate=3e-3, max_steps=3000, weight_decay=0.1), threads=4),
 }
 # fmt: on
 
@@ -766,8 +773,7 @@ def make_optimizer(model, config):
 class Run:
     """A model, its alphabet, its settings and its folder: what the command line and a notebook both work with.
 
-    `config`, `vocab`, `model` and `device` are always there; `data` is the Corpus, with its lines where they are at
-    hand; `folder` is None where nothing is to be written; `optimizer`, `generator` and `progress` belong to training.
+    `data` is the Corpus, with its lines where they are at hand; `folder` is None where nothing is to be written.
     """
 
     def __init__(self, config, data, model, verbose=False):
@@ -779,7 +785,7 @@ class Run:
         self.progress, self.console = Progress(), Console(self, verbose)
         self.optimizer = self.meter = None
         self.generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
-        self.parts, self.memory = {}, {}  # the data as examples; checkpoints, where there is no folder
+        self.parts, self.memory, self.source = {}, {}, None  # see `examples`, `keep`, `set_aside`
 
     def evaluate(self, part="dev"):
         """The exact mean loss over "train", "dev" or "test", in nats per character."""
@@ -826,8 +832,7 @@ class Run:
 
     def train(self, **settings):
         """Learn until max_steps or Ctrl-C, and end with the weights that were best on dev; call it again to go on."""
-        begin(self, settings)
-        with StopOnSignal() as self.stop:
+        with learning(self, settings) as self.stop:
             self.checkpoint()  # evaluate, keep the best, save, report
             while not self.over():
                 self.learn()  # batch, forward, backward, step
@@ -867,12 +872,11 @@ class Run:
             return  # done already, where a resumed run begins or a finished one ends
         train_loss, dev_loss = self.console.stop_clock(), self.evaluate("dev")
         check_finite(self, dev_loss)
-        improved = dev_loss < p.best_loss
-        if improved:
+        if improved := dev_loss < p.best_loss:
             p.best_loss, p.best_step = dev_loss, p.step
         rate = learning_rate(p.step, self.config, self.horizon)
         p.history.append([p.step, round(p.seconds, 3), train_loss, dev_loss, rate])
-        keep(self, *(("model.pt", "last.pt") if improved else ("last.pt",)))
+        keep(self, improved)
         self.console.row(improved)
 
     def examples(self, lines):
@@ -927,6 +931,9 @@ class NGram(WindowModel):
     def context(config, longest):
         return max(1, config.n - 1)
 
+    def _apply(self, *_, **__):
+        return self  # counting stays on the processor, in float64, whatever device the others move to
+
     def state_dict(self, **_):
         levels = enumerate(self.levels)
         tables = {f"{name}{k}": t for k, level in levels for name, t in zip(self.tables, level or (), strict=False)}
@@ -935,6 +942,10 @@ class NGram(WindowModel):
     def load_state_dict(self, state):
         self.strength.data = state["strength"]
         self.levels = [tuple(state[f"{name}{k}"] for name in self.tables) for k in range(len(self.levels))]
+        for contexts, pairs, *tables in self.levels:
+            sizes = [(len(pairs),), (len(contexts),), (len(contexts), 3), (3,)]
+            if [t.shape for t in tables] != sizes or tables[0].min() < 1 or not tables[-1].isfinite().all():
+                raise ValueError("its tables contradict each other")
 
     def fit(self, train, dev):
         """Count the windows of `train`, then choose the strength on `dev`, level by level, longest context first."""
@@ -1054,7 +1065,7 @@ class DilatedWaveNet(SequenceModel):
 MODELS["wavenet-dilated"] = Entry(
     DilatedWaveNet, "the same as --type wavenet --conv dilated: gated causal convolutions with skips",
     dict(n_layer=4, n_embd=64, n_embd2=128, dropout=0.1, init="kaiming", batch_size=128, learning_rate=3e-3,
-         max_steps=3000),
+         max_steps=3000), threads=2,
 )  # fmt: skip
 
 
@@ -1413,27 +1424,32 @@ def start_run(given, verbose=False, lines=None):
     if lines is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
     data = load_corpus(config, lines)
+    sketch(lambda: build(config, len(data.vocab), data.longest)[0])
     model, config = build(config, len(data.vocab), data.longest)
     if config.backprop == "manual":
         batchnorm_parts(model)
     run = Run(config, data, model, verbose)
     if lines is not None and run.folder:
-        keep_input(run.folder, "\n".join(lines))
+        run.source = source_of(run.folder, "\n".join(lines))
     return run
 
 
 def open_run(checkpoint, given, verbose=False, lines=None, data=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
     with fitting():
-        config = configure(given, read_config(checkpoint), verbose)
-        data = data or find_corpus(checkpoint, config, lines)
+        config = configure(given, judged(checkpoint), verbose)
+        data, weights = data or find_corpus(checkpoint, config, given, lines), weights_of(checkpoint)
         if config.type == "mixture":
             members = [open_run({**checkpoint, **member}, {}, data=data) for member in checkpoint["members"]]
-            model = Mixture(members, weights_of(checkpoint)["weights"])
+            compare("the model", weights, {"weights": weights["weights"].new_zeros(len(members))})
+            model = Mixture(members, weights["weights"])
         else:
+            size = len(data.vocab), data.longest
+            if config.type != "ngram":
+                compare("the model", weights, sketch(lambda: build(config, *size)[0]))
             with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
-                model, config = build(config, len(data.vocab), data.longest)
-            model.load_state_dict(weights_of(checkpoint))
+                model, config = build(config, *size)
+            model.load_state_dict(weights)
         run = Run(config, data, model, verbose)
         run.progress = Progress(**checkpoint["progress"])
         run.model.eval()
@@ -1442,14 +1458,28 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
         return run
 
 
-def find_corpus(checkpoint, config, lines=None):
+def find_corpus(checkpoint, config, given, lines=None):
     """The data that a checkpoint was trained on, without its lines where they are gone or have changed."""
-    for path in (config.input_file, str(Path(config.work_dir) / "input.txt")):
+    paths = places(checkpoint, config, given)
+    for path in paths if lines is None else [""]:
         with contextlib.suppress(UserError):
             corpus = load_corpus(replace(config, input_file=path), lines)
             if corpus.digest == checkpoint["digest"]:
                 return corpus
-    return Corpus(Vocab(checkpoint["vocab"]), checkpoint["longest"], checkpoint["digest"], config.input_file)
+    return Corpus(Vocab(checkpoint["vocab"]), checkpoint["longest"], checkpoint["digest"], paths)
+
+
+@contextlib.contextmanager
+def learning(run, settings):
+    """A context for training: all is ready, the folder is this run's alone, and Ctrl-C is a request to stop."""
+    threads = torch.get_num_threads()
+    with locked(run.folder) if run.folder else contextlib.nullcontext():
+        try:
+            begin(run, settings)
+            with StopOnSignal() as stop:
+                yield stop
+        finally:
+            torch.set_num_threads(threads)
 
 
 def begin(run, settings):
@@ -1466,16 +1496,14 @@ def begin(run, settings):
         c = run.config = replace(c, max_steps=0)
     run.horizon = c.decay_steps or max(c.max_steps, defaults.get("max_steps", Config.max_steps))
     run.interval = c.eval_interval or max(1, (c.max_steps if c.max_steps > 0 else run.horizon) // 20)
+    torch.set_num_threads(threads_for(c))
     run.optimizer = make_optimizer(run.model, c)
-    if run.folder:
-        make_work_dir(run.folder)
-    if run.progress.history:
-        restore(run, stored(run, "last.pt"))
+    losses = restore(run, stored(run, "last.pt")) if run.progress.history else ()
     train, dev = run.examples("train"), run.examples("dev")  # made before the clock runs
     if fit and not run.progress.history:
         run.console.say(fit(train, dev))
     run.model.train()
-    run.console.start_clock()
+    run.console.start_clock(losses)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1519,6 +1547,8 @@ def parse_args(argv):
         rules = SETTINGS[name].metadata
         if value == "" and rules["group"] != "sampling":
             raise UserError(f"{flag(name)} is empty: give it a value, or leave it out")
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"{flag(name)} holds a NUL character, which no text has")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag(name)} {value}: must be a finite number")
         if isinstance(value, (int, float)) and not rules["low"] <= value <= rules["high"]:
@@ -1601,7 +1631,7 @@ def heeded(given, kind, verbose):
         words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
         line = "; ".join(words).replace("--train", "training")
         depth = 1  # a warning is about the line that called this file
-        while sys._getframe(depth).f_code.co_filename == __file__:
+        while sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
             depth += 1
         print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=depth + 1)
     return {name: value for name, value in given.items() if name not in ignored}
@@ -1639,27 +1669,71 @@ def configure(given, trained=None, verbose=False):
 # ----------------------------------------------------------------------------------------------------------------------
 # Files: read with care, written whole or not at all
 
+CHUNK = 2**22  # bytes in memory at a time while a text is read
+MAX_CHARS = 65_536  # distinct ones: more than any text has, and two bytes hold them
+MAX_PARAMETERS = 10**9  # take 16 GB to train
 MAX_LINE = 4096  # characters; attention over more would take all memory there is
 
 
-def read_text(path):
-    """Return the file's text, or raise UserError that says what is wrong with it."""
+def check_file(path):
+    """Raise UserError unless there is a file to be read, from the start and more than once."""
+    if not os.path.isfile(path):
+        why = "it is no file: a text is read more than once" if os.path.exists(path) else "No such file or directory"
+        raise UserError(f"cannot read {path}: {why}")
+
+
+def read_chunks(path):
+    """Yield a text file of any size as strings of about CHUNK characters, without a BOM and with LF line ends.
+
+    UTF-8, or UTF-16 where the file says so by its BOM, as those do that PowerShell writes.
+    """
+    check_file(path)
+    lines = 1
     try:
-        raw = Path(path).read_bytes()
+        with open(path, "rb") as f:
+            wide = f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = "utf-16" if wide else "utf-8-sig"
+            decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+            while True:
+                block = f.read(CHUNK)
+                try:
+                    if b"\0" in block and not wide:
+                        raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
+                    text = decoder.decode(block, final=not block)
+                except UnicodeDecodeError as e:
+                    line, byte = lines + e.object.count(b"\n", 0, e.start), f.tell() - len(e.object) + e.start
+                    bad = f"line {line}, byte {byte} is 0x{e.object[e.start]:02x}"
+                    raise UserError(f"{path} is not {encoding[:6].upper().rstrip('-')}: {bad}") from None
+                yield text
+                lines += text.count("\n")
+                if not block:
+                    return
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
-    if b"\0" in raw[:1_000_000]:
-        raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff")  # Windows likes to put a byte order mark there
-    except UnicodeDecodeError as e:
-        line = raw.count(b"\n", 0, e.start) + 1
-        raise UserError(f"{path} is not UTF-8: line {line}, byte {e.start} is 0x{raw[e.start]:02x}") from None
+
+
+def check_alphabet(name, chars):
+    """Raise UserError where a text has so many distinct characters that a row for each would take all memory."""
+    if len(chars) > MAX_CHARS:
+        raise UserError(f"{name} has {len(chars):,} distinct characters, the limit is {MAX_CHARS:,}: is it text?")
+
+
+def places(checkpoint, config, given):
+    """Where the text of a checkpoint may be: as named now, where it was when it was trained on, or in the folder."""
+    kept = str(Path(config.work_dir) / "input.txt")
+    paths = [given["input_file"]] if "input_file" in given else [config.input_file, checkpoint.get("file"), kept]
+    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
+
+
+def gone(paths):
+    """Why none of these files is the one that a model was trained on."""
+    words = (f"there is no {p}" if p and not os.path.isfile(p) else f"{p or 'the text'} has changed" for p in paths)
+    return ", ".join(words)
 
 
 def read_lines(path):
     """Return the non-empty lines of a file, stripped of surrounding white space."""
-    numbered = [(i, line.strip()) for i, line in enumerate(read_text(path).split("\n"), 1)]
+    numbered = [(i, line.strip()) for i, line in enumerate("".join(read_chunks(path)).split("\n"), 1)]
     lines = [line for _, line in numbered if line]
     if not lines:
         raise UserError(f"{path} is empty: one thing per line is needed")
@@ -1689,31 +1763,94 @@ def load_corpus(config, lines=None):
         name = config.input_file or "the list"
         raise UserError(f"{name} has too few lines, {len(lines)}: train, dev and test need one each")
     vocab = Vocab("".join(sorted(set("".join(lines)))))
-    return Corpus(vocab, max(map(len, lines)), digest, config.input_file, *split_lines(lines))
+    check_alphabet(config.input_file or "the list", vocab.chars)
+    places = [os.path.abspath(config.input_file)] if config.input_file else []
+    return Corpus(vocab, max(map(len, lines)), digest, places, *split_lines(lines))
 
 
-def write_atomic(path, data):
-    """Write bytes to path so that at any moment the old file or the new one is there, whole."""
+def write_atomic(path, data, ready=lambda: None):
+    """Write bytes to path so that the old file or the new one is there at any moment, whole; `ready` comes between."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
+        ready()
+        move(temporary, path)
     except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {e.strerror}; what was there before is kept") from None
 
 
-def keep_input(folder, text):
-    """Write what a run learns from into its folder, where no file holds it; never over a file of somebody else's."""
+def move(source, target):
+    """Put a file in the place of another; on Windows, where nobody may be reading that, try again for a second."""
+    for left in range(9, -1, -1):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if os.name != "nt" or not left:
+                raise
+            time.sleep(0.1)
+
+
+def source_of(folder, text):
+    """The bytes of a text that no file holds, to be kept in the folder as input.txt; never over somebody else's."""
     path, raw = Path(folder) / "input.txt", text.encode("utf-8", "surrogatepass")
     if path.exists() and path.read_bytes() != raw and not (path.parent / "model.pt").exists():
         raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
-    write_atomic(make_work_dir(folder) / "input.txt", raw)
+    return raw
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """A context: the folder is there and no other program trains in it. A lock ends with its process at the latest."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = open(Path(folder) / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as e:
+        raise UserError(f"cannot write in the folder {folder}: {e.strerror}") from None
+    with file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"{folder} is in use by another training: wait for it, or name another folder") from None
+        except OSError:
+            pass  # not every file system has locks
+        for left in Path(folder).glob(".*.pt.*.tmp"):  # by one that was killed
+            left.unlink(missing_ok=True)
+        yield
+
+
+def set_aside(run, folder):
+    """Move what an earlier run left in the folder to previous/ inside it, where the one before it makes room."""
+    files, previous = FILES + ("input.txt",) * (run.source is not None), folder / "previous"
+    if any((folder / name).exists() for name in files):
+        previous.mkdir(exist_ok=True)
+        for name in files:
+            (previous / name).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                move(folder / name, previous / name)
+        run.console.say(f"what an earlier run left in {folder} is now in {previous}")
+
+
+@contextlib.contextmanager
+def optional():
+    """A context: what cannot be drawn or logged there is told in a line, and the work goes on."""
+    try:
+        yield
+    except (ImportError, UserError) as e:
+        print(f"{PROGRAM}: warning: {e}", file=sys.stderr)
 
 
 def write_csv(path, columns, rows):
@@ -1722,22 +1859,11 @@ def write_csv(path, columns, rows):
     write_atomic(path, text.getvalue().encode())
 
 
-def make_work_dir(path):
-    """Create the folder if needed and make sure that files can be written there."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        probe = Path(path) / ".probe.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise UserError(f"cannot write in the folder {path}: {e.strerror}") from None
-    return Path(path)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints: plain dicts, complete in themselves
 
-CHECKPOINT_KEYS = {"config", "progress", "vocab", "longest", "digest", "model", "optimizer", "batches", "rng"}
+FIGURES = "loss.png activations.png dead.png weights.png embedding.png bigrams.png"
+FILES = ("last.pt", "log.csv", "scores.csv", *FIGURES.split(), "model.pt")  # what a run leaves
 RENAMED = dict(attend="attn", think="mlp", tok="token", pos="position", shares="weights")  # parts of parameters' names
 RETIRED = dict(split="standard")  # settings that are no more, and the value that is still understood
 LOG_COLUMNS = ("step", "seconds", "train_loss", "dev_loss", "lr")
@@ -1754,10 +1880,17 @@ class Progress:
     history: list = field(default_factory=list)  # the rows of log.csv
 
 
+PATTERN = dict(  # what `snapshot` makes, see `compare`
+    config={"type": ""}, progress=asdict(Progress()), vocab="", longest=0, digest="", model={},
+    optimizer={}, batches=torch.Generator().get_state(), rng=torch.get_rng_state(),
+)  # fmt: skip
+
+
 def snapshot(run):
     """All that is needed to go on as if nothing had happened, or to sample from the folder alone, as one plain dict."""
     kept = dict(config=asdict(run.config), progress=asdict(run.progress), vocab=run.vocab.chars)
-    data = dict(longest=run.data.longest, digest=run.data.digest)
+    file = run.data.places[0] if run.data.places else ""
+    data = dict(longest=run.data.longest, digest=run.data.digest, file=file, losses=run.console.carried())
     weights = dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict() if run.optimizer else {})
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     chance = dict(batches=run.generator.get_state(), rng=torch.get_rng_state(), cuda_rng=cuda)
@@ -1766,29 +1899,33 @@ def snapshot(run):
 
 
 def restore(run, checkpoint):
-    """Undo `snapshot`; settings given anew stay as they are now."""
+    """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
     with fitting():
+        run.optimizer.load_state_dict(optimizer_state(run.optimizer, checkpoint["optimizer"]))
         run.model.load_state_dict(weights_of(checkpoint))
-        decays = [group["weight_decay"] for group in run.optimizer.param_groups]
-        run.optimizer.load_state_dict(checkpoint["optimizer"])
-        for group, decay in zip(run.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
         run.generator.set_state(checkpoint["batches"])
         torch.set_rng_state(checkpoint["rng"])
         if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         run.progress = Progress(**checkpoint["progress"])
+        losses = checkpoint.get("losses", torch.zeros(0)).to(run.device)
+        return losses.unbind() if run.progress.step % run.interval else ()  # where it was stopped between two rows
 
 
-def keep(run, *names):
-    """Save the state under these names, in the folder or else in memory, and the log beside it."""
-    if not run.folder:
-        run.memory |= {name: copy.deepcopy(snapshot(run)) for name in names}
-        return
+def keep(run, best):
+    """Save the state as last.pt, and as model.pt if it is the best, in the folder or else in memory, and the log."""
     state = snapshot(run)
-    for name in names:
-        write_checkpoint(run.folder / name, state)
-    write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
+    if not run.folder:
+        run.memory |= {name: copy.deepcopy(state) for name in ["model.pt"] * best + ["last.pt"]}
+    else:
+        first, data = len(run.progress.history) == 1, pack(state)
+        if best:
+            write_atomic(run.folder / "model.pt", data, partial(set_aside, run, run.folder) if first else lambda: None)
+        if first and run.source is not None:
+            write_atomic(run.folder / "input.txt", run.source)
+        with optional():
+            write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
+        write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
 
 
 def stored(run, name):
@@ -1798,34 +1935,41 @@ def stored(run, name):
 
 def save_run(run, folder):
     """Write model.pt as the run stands, and last.pt if it has learned, to go on from."""
-    write_checkpoint(make_work_dir(folder) / "model.pt", snapshot(run))
-    if run.progress.history and (run.memory or (run.folder and (run.folder / "last.pt").exists())):
-        write_checkpoint(Path(folder) / "last.pt", stored(run, "last.pt"))
+    folder, learned = Path(folder), run.progress.history
+    own = learned and run.folder and run.folder.resolve() == folder.resolve()
+    with locked(folder):
+        last = learned and (run.memory or (run.folder and (run.folder / "last.pt").exists())) and stored(run, "last.pt")
+        ready = (lambda: None) if own else partial(set_aside, run, folder)
+        write_atomic(folder / "model.pt", pack(snapshot(run)), ready)
+        if last:
+            write_atomic(folder / "last.pt", pack(last))
 
 
-def write_checkpoint(path, checkpoint):
+def pack(checkpoint):
+    """A checkpoint as bytes."""
     torch.save(checkpoint, buffer := io.BytesIO())
-    write_atomic(path, buffer.getbuffer())
+    return buffer.getbuffer()
 
 
 def load_checkpoint(path):
     """Return the checkpoint at path, written by this program, or raise UserError. Checkpoints never run code."""
     try:
-        raw = Path(path).read_bytes()
+        raw = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"there is no {path}: train first, or point --work-dir at a trained folder") from None
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), zipfile.ZipFile(raw) as archive:
             warnings.simplefilter("ignore")
-            checkpoint = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception:  # whatever torch and pickle may raise
+            if any(entry.compress_type for entry in archive.infolist()) or archive.testzip():
+                raise ValueError  # torch compresses nothing, and does not compare the checksums that it writes
+            raw.seek(0)
+            checkpoint = torch.load(raw, map_location="cpu", weights_only=True)
+    except Exception:  # whatever torch, zipfile and pickle may raise
         raise UserError(f"{path} is refused: it is corrupt, or carries code, which a checkpoint never needs") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("program") != PROGRAM:
         raise UserError(f"{path} is not a checkpoint of {PROGRAM}")
-    if missing := CHECKPOINT_KEYS - checkpoint.keys():
-        raise UserError(f"{path} is not complete: it lacks {', '.join(sorted(missing))}")
     return checkpoint
 
 
@@ -1836,20 +1980,77 @@ def fitting():
         yield
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"the checkpoint does not fit this version of {PROGRAM}: {why}") from None
 
 
-def read_config(checkpoint):
-    """The settings that a checkpoint was made with."""
-    saved = dict(checkpoint["config"])
+def compare(name, found, pattern):
+    """Raise ValueError unless a part of a checkpoint is like `pattern`: its keys, types, shapes, all numbers finite."""
+    if not isinstance(found, {float: (float, int), OrderedDict: dict}.get(type(pattern), type(pattern))):
+        raise ValueError(f"{name} is of another kind")
+    if isinstance(pattern, dict):
+        for key in pattern:
+            if key not in found:
+                raise ValueError(f"{name} lacks {key}")
+            compare(f"{name}, {key}", found[key], pattern[key])
+    elif isinstance(pattern, torch.Tensor):
+        if (found.shape, found.dtype) != (pattern.shape, pattern.dtype):
+            raise ValueError(f"{name} has the shape {tuple(found.shape)} instead of {tuple(pattern.shape)}")
+        if not found.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def judged(checkpoint):
+    """Raise ValueError or UserError where a checkpoint is not made as `snapshot` makes it; return its settings."""
+    compare("it", checkpoint, PATTERN)
+    progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
+    rows = [[type(x) in (int, float) for x in row] == [True] * 5 for row in progress["history"]]
+    if not (all(rows) and 0 <= progress["best_step"] <= progress["step"] and list(vocab) == sorted(set(vocab))):
+        raise ValueError("its parts contradict each other")
     for name, value in RETIRED.items():
         if saved.pop(name, value) != value:
             raise UserError(f"the checkpoint was made with another {flag(name)}, which {PROGRAM} no longer has")
     if saved[KIND] not in (*ROWS, "mixture"):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
-    return Config(**saved)
+    Config(**saved)  # raises TypeError where a setting is not known
+    given = {name: saved[name] for name in uses(saved[KIND]) if saved.get(name, "") not in (SETTINGS[name].default, "")}
+    given = {name: "None" if value is None else value for name, value in given.items()}  # no setting is called so
+    row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
+    empty = {name: "" for name, value in saved.items() if value == ""}
+    try:
+        return Config(**{**row, **empty, **check_settings(given, modes=(*MODES, "diagnose"))})
+    except UserError as e:
+        raise UserError(f"the settings in the checkpoint are not valid: {e}") from None
+
+
+def optimizer_state(optimizer, state, name="optimizer"):
+    """A state for `load_state_dict`, compared with that of a step; rates and the like stay those of the optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+    fresh = optimizer.state_dict()
+    for index, part in state["state"].items():
+        compare(f"{name} {index}", part, fresh["state"][index])
+    return {**fresh, "state": state["state"]}
+
+
+def sketch(make):
+    """A model's state, in tensors that take no memory; {} where it cannot be made so. Refuse one that is too large."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = make()
+    except UserError:
+        raise
+    except Exception:  # a model of one's own may need real numbers
+        return {}
+    count = sum(p.numel() for p in model.parameters())
+    if count > MAX_PARAMETERS:
+        raise UserError(f"a model of {count:,} parameters is too large, the limit is {MAX_PARAMETERS:,}: {MEMORY_HINT}")
+    return model.state_dict()
 
 
 def weights_of(checkpoint):
@@ -1881,6 +2082,11 @@ def pick_device(name):
             advice = "https://download.pytorch.org/whl/cu126 has torch<2.15 for a GTX 9xx or 10xx"
         raise UserError(f"--device {name} cannot be used: {why}; {advice}") from None
     return torch.device(name)
+
+
+def threads_for(config):
+    """How many threads a training takes: those asked for, or what pays, of one for each core or OMP_NUM_THREADS."""
+    return config.threads or min(ROWS[getattr(config, KIND)].threads, torch.get_num_threads())
 
 
 class StopOnSignal:
@@ -1921,19 +2127,24 @@ class Console:
 
     def __init__(self, run, verbose):
         self.run, self.verbose, self.live, self.drawn = run, verbose, verbose and sys.stdout.isatty(), 0.0
+        self.losses = []
 
     def say(self, *words):
         if self.verbose:
             print(*words, flush=True)
 
-    def start_clock(self):
-        self.losses, self.since = [], time.perf_counter()
+    def carried(self):
+        """The losses since the last evaluation that was due, for a checkpoint: (steps,)."""
+        return torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+
+    def start_clock(self, losses=()):
+        self.losses, self.since, self.begun = list(losses), time.perf_counter(), self.run.progress.step
 
     def stop_clock(self):
         """Book the time spent learning; return the mean loss since the clock was started, or nan."""
         spent = time.perf_counter() - self.since
         self.run.progress.seconds += spent
-        self.pace = spent / max(1, len(self.losses))  # seconds per step
+        self.pace = spent / max(1, self.run.progress.step - self.begun)  # seconds per step
         return torch.stack(self.losses).mean().item() if self.losses else math.nan
 
     def stepped(self, loss):
@@ -1942,7 +2153,7 @@ class Console:
             check_finite(self.run, loss.item())
             if self.live and time.perf_counter() - self.drawn > 0.2:
                 self.drawn = time.perf_counter()
-                line = self.line(f"loss {loss:.4f}", (self.drawn - self.since) / len(self.losses))
+                line = self.line(f"loss {loss:.4f}", (self.drawn - self.since) / (self.run.progress.step - self.begun))
                 print(f"\r\033[K{line}", end="", flush=True)
 
     def row(self, improved):
@@ -1951,7 +2162,7 @@ class Console:
         name = LOG_COLUMNS[3].removesuffix("_loss")
         losses = f"train {train_loss:.4f}  {name} {held_out:.4f}{'*' if improved else ' '}  lr {lr:.2e}"
         self.say("\r\033[K" * self.live + self.line(losses.replace("nan", "–"), self.pace).rstrip())
-        self.start_clock()
+        self.start_clock(self.losses if self.run.progress.step % self.run.interval else ())
 
     def line(self, losses, pace):
         step, limit = self.run.progress.step, self.run.config.max_steps
@@ -1966,14 +2177,15 @@ def speed(run, pace):
 
 def introduce(run):
     """Say what is about to happen."""
-    corpus, config = run.data, run.config
+    corpus, config, threads = run.data, run.config, threads_for(run.config)
     sizes = ", ".join(f"{len(corpus.lines(part)):,} {part}" for part in PARTS)
     print(f"data: {config.input_file}: {sizes} lines, {len(run.vocab)} tokens, longest line {corpus.longest}")
     known = set(corpus.train)
     repeated = sum(line in known for line in corpus.test)
     print(f"overlap: {repeated:,} of the test lines are training lines, too; --dedup would drop repeated lines")
     count = sum(p.numel() for p in run.model.parameters())
-    print(f"model: {config.type}, {count:,} parameters, context {config.block_size}, on {run.device}")
+    where = f"on {run.device}" + f", {threads} thread{'s'[: threads - 1]}" * (run.device.type == "cpu")
+    print(f"model: {config.type}, {count:,} parameters, context {config.block_size}, {where}")
 
 
 def report(run, remark=""):
@@ -2019,15 +2231,17 @@ BLUE, RED = "#8fb8de", "#c8553d"
 @contextlib.contextmanager
 def drawing(path, rows=1, columns=1, size=(7, 4.2)):
     """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    axes = figure.subplots(rows, columns)
-    for ax in np.ravel(axes):
-        ax.spines[["top", "right"]].set_visible(False)
-    yield axes
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    try:
+        import matplotlib.figure
+    except ImportError as e:
+        raise UserError(f"no {path} without matplotlib: {e}") from None
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ is a character like any other
+        figure = matplotlib.figure.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        axes = figure.subplots(rows, columns)
+        for ax in np.ravel(axes):
+            ax.spines[["top", "right"]].set_visible(False)
+        yield axes
+        figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
     write_atomic(path, buffer.getvalue())
 
 
@@ -2123,8 +2337,8 @@ def plot_inside(run, rows):
 def do_train(run):
     """The main job: train, report, sample. Returns 128 + signal if it was stopped by one."""
     run.data.lines("train")  # raises where they are gone, before anything is made
-    make_work_dir(run.folder)
-    introduce(run)
+    with locked(run.folder):
+        introduce(run)  # nothing is announced where nothing can be kept
     if run.config.diagnose:
         run.meter = UpdateMeter(run.model)
         print_layers(*inspect_layers(run.model, *first_batch(run)), len(run.vocab))
@@ -2132,16 +2346,18 @@ def do_train(run):
     if run.config.diagnose:
         loss, rows = inspect_layers(run.model, *first_batch(run))
         print_layers(loss, rows, len(run.vocab))
-        print("figures:", ", ".join(map(str, plot_inside(run, rows))))
+        with optional():
+            print("figures:", ", ".join(map(str, plot_inside(run, rows))))
     report(run, f" (best at step {run.progress.best_step})")
     print_samples(run.sample(), run.data)
-    plot_losses(run)
+    with optional():
+        plot_losses(run)
     return 128 + run.stop.signum if run.stop.signum else 0
 
 
 def do_sample(run):
     if not run.data.train:
-        print(f"makemore: {run.config.input_file} is gone or has changed: samples are not sorted", file=sys.stderr)
+        print(f"makemore: {gone(run.data.places)}: samples are not sorted", file=sys.stderr)
     print_samples(run.sample(), run.data)
 
 
@@ -2160,7 +2376,6 @@ def do_eval(run):
 
 def do_mix(run):
     dev = run.examples("dev")
-    make_work_dir(run.folder)
     losses = run.model.choose_weights(dev).tolist()
     print("weight  dev")
     for weight, loss, name in zip(run.model.weights.tolist(), losses, run.config.mix.split(","), strict=True):
@@ -2180,9 +2395,9 @@ def do_fold(run):
 
 def do_find_lr(run):
     best, rates, losses, smooth = find_learning_rate(run)
-    path = make_work_dir(run.folder) / "find_lr.png"
+    path = run.folder / "find_lr.png"
     print(f"try --learning-rate {best:.1e}; see {path}")
-    with drawing(path) as ax:
+    with optional(), locked(run.folder), drawing(path) as ax:
         ax.plot(rates, losses, color=BLUE, label="loss of the batch")
         ax.plot(rates, smooth, color=RED, label="smoothed")
         ax.set(title="range test: take the rate where the loss still falls, a third of where it is lowest")
@@ -2215,21 +2430,24 @@ MODES = {
     "mix": Mode(do_mix, "model.pt", "input_file sampling seed run"),
     "fold_batchnorm": Mode(do_fold, "model.pt", "input_file run"),
     "find_lr": Mode(do_find_lr, "", "data model batch_size weight_decay optimizer seed run"),
-    "check_backprop": Mode(do_check_backprop, "", "data model batch_size seed device"),
+    "check_backprop": Mode(do_check_backprop, "", "data model batch_size seed"),
 }
 MEMORY_HINT = "lower --batch-size, --n-embd, --n-embd2 or --n-layer"
 
 
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a console that lacks a character shows '?' instead
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (there is none after >&-)
+    if hasattr(sys.stdout, "reconfigure"):  # what a console lacks becomes '?'; files are UTF-8, on Windows, too
+        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     try:
         given = parse_args(sys.argv[1:] if argv is None else argv)
         mode = mode_of(given)
         if "work_dir" in reads(mode):
             given.setdefault("work_dir", "out")
-        return MODES[mode].do(start_run(given, verbose=True)) or 0
+        status = MODES[mode].do(start_run(given, verbose=True)) or 0
+        sys.stdout.flush()
+        return status
     except UserError as e:
         print(f"{PROGRAM}:", *str(e).splitlines(), file=sys.stderr)
         return 2
@@ -2240,9 +2458,12 @@ def main(argv=None):
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
+    except OSError as e:  # of the output; `head`, say, closes it when it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(e, BrokenPipeError):
+            return 0
+        print(f"{PROGRAM}: cannot write the output: {e.strerror}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

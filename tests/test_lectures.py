@@ -351,7 +351,7 @@ def test_what_cannot_be_mixed(cli, voters, tmp_path, monkeypatch, argv, says):
 def test_models_can_be_mixed_when_their_lines_have_moved(cli, voters, tmp_path):
     for kind in ("ngram", "gru"):
         checkpoint = torch.load(voters / kind / "model.pt", weights_only=True)
-        checkpoint["config"]["input_file"] = str(tmp_path / "gone.txt")
+        checkpoint["config"]["input_file"] = checkpoint["file"] = str(tmp_path / "gone.txt")
         (tmp_path / kind).mkdir()
         torch.save(checkpoint, tmp_path / kind / "model.pt")
     argv = ["--mix", f"{tmp_path / 'ngram'},{tmp_path / 'gru'}", "-o", tmp_path / "mix"]

@@ -234,8 +234,9 @@ def test_dedup_drops_repeated_lines_only_when_asked(tmp_path):
         b"ana\r\nbo\r\ncy\r\n",
         b"\xef\xbb\xbfana\nbo\ncy\n",
         b"\n ana \n\n\tbo\ncy \n\n",
+        "ana\r\nbo\r\ncy\r\n".encode("utf-16"),
     ],
-    ids=["bare", "unix", "windows", "BOM", "white space"],
+    ids=["bare", "unix", "windows", "BOM", "white space", "PowerShell's >"],
 )
 def test_line_ends_byte_order_marks_and_blanks_do_not_reach_the_vocabulary(tmp_path, raw):
     (tmp_path / "f.txt").write_bytes(raw)
@@ -669,7 +670,7 @@ def test_a_run_reports_and_leaves_its_files(cli, lines_file, tmp_path):
     assert re.search(r"^step 0/25 +train –  dev \d+\.\d+\*  lr \S+$", out, re.M)  # no step yet, so no pace
 
     folder = tmp_path / "a/b"
-    assert {p.name for p in folder.iterdir()} == {"model.pt", "last.pt", "log.csv", "loss.png"}
+    assert {p.name for p in folder.iterdir()} == {".lock", "model.pt", "last.pt", "log.csv", "loss.png"}
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     rows = list(csv.DictReader(io.StringIO((folder / "log.csv").read_text())))
     assert list(rows[0]) == ["step", "seconds", "train_loss", "dev_loss", "lr"]
@@ -904,7 +905,7 @@ def test_sampling_needs_nothing_but_the_folder(cli, first_half, monkeypatch, tmp
 def test_sampling_without_the_data_says_so(cli, trained, lines_file):
     folder = trained("bigram")
     checkpoint = load(folder / "model.pt")
-    checkpoint["config"]["input_file"] = str(folder / "gone.txt")
+    checkpoint["config"]["input_file"] = checkpoint["file"] = str(folder / "gone.txt")
     torch.save(checkpoint, folder / "model.pt")
     status, out, err = cli("--sample-only", "-o", folder)
     assert status == 0 and len(out.splitlines()) == 20 and err.count("\n") == 1
@@ -1054,15 +1055,22 @@ def test_three_lines_train(cli, tmp_path):
         assert (status, err) == (0, "") and re.search(FINAL, out), kind
 
 
-def test_samples_print_on_a_console_that_lacks_the_characters(tmp_path, monkeypatch):
-    """A Windows console may know 256 characters; the run must not die over a name."""
+@pytest.mark.parametrize("terminal", [True, False])
+def test_samples_print_on_windows(tmp_path, monkeypatch, terminal):
+    """A console there may know 256 characters, and the run must not die over a name; a file becomes UTF-8."""
+
+    class Output(io.TextIOWrapper):
+        def isatty(self):
+            return terminal
+
     (tmp_path / "f.txt").write_text("\n".join(["Борис", "Иван", "美咲", "Олег", "Анна"]), encoding="utf-8")
-    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
-    monkeypatch.setattr(sys, "stdout", console)
+    output = Output(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", output)
     argv = f"-i {tmp_path / 'f.txt'} -o {tmp_path} --type bigram --max-steps 1"
     assert makemore.main(argv.split()) == 0
-    console.flush()
-    assert re.search(FINAL, console.buffer.getvalue().decode("cp1252"))
+    output.flush()
+    text = output.buffer.getvalue().decode("cp1252" if terminal else "utf-8")
+    assert re.search(FINAL, text) and bool(re.search("[а-я]", text)) == (not terminal)
 
 
 def test_alone_in_an_empty_folder_it_trains_on_five_lines(tmp_path):
@@ -1156,7 +1164,8 @@ BAD_FILES = {
     "empty": (b"", "empty"),
     "only white space": (b" \n\r\n\t\n", "empty"),
     "binary": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary"),
-    "UTF-16": ("ana\nbo\ncy\n".encode("utf-16"), "binary|UTF-8"),
+    "UTF-16 without a BOM": ("ana\nbo\ncy\n".encode("utf-16-le"), "binary|UTF-8"),
+    "UTF-16 cut": ("ana\nbo\ncy\n".encode("utf-16")[:-1], "not UTF-16"),
     "Latin-1": ("ana\nbo\nzoë\n".encode("latin-1"), r"UTF-8.*line 3\b.*\b9\b.*0xeb"),
     "Latin-1 after a BOM": (b"\xef\xbb\xbfana\nbo\nzo\xeb\n", r"UTF-8.*line 3\b.*\b12\b.*0xeb"),
     "one line": (b"ana\n", "too few|at least 3"),
