@@ -30,6 +30,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import textwrap
@@ -771,17 +772,14 @@ def make_optimizer(model, config):
 
 
 class Run:
-    """A model, its alphabet, its settings and its folder: what the command line and a notebook both work with.
-
-    `data` is the Corpus, with its lines where they are at hand; `folder` is None where nothing is to be written.
-    """
+    """A model, its alphabet, its settings and its folder: what the command line and a notebook both work with."""
 
     def __init__(self, config, data, model, verbose=False):
-        self.config, self.data, self.vocab = config, data, data.vocab
+        self.config, self.data, self.vocab = config, data, data.vocab  # data: a Corpus, with its lines if at hand
         self.encode_prefix(config.prefix)  # a bad prefix raises here, not after training
         self.device = pick_device(config.device)
         self.model = model.to(self.device)
-        self.folder = Path(config.work_dir) if config.work_dir else None
+        self.folder = Path(config.work_dir) if config.work_dir else None  # None: nothing is written
         self.progress, self.console = Progress(), Console(self, verbose)
         self.optimizer = self.meter = None
         self.generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
@@ -839,7 +837,7 @@ class Run:
                 if self.progress.step % self.interval == 0:
                     self.checkpoint()
             self.checkpoint()
-        self.model.load_state_dict(weights_of(stored(self, "model.pt")))
+        take_best(self)
         self.model.eval()
         return self
 
@@ -1545,7 +1543,7 @@ def parse_args(argv):
     given = vars(parser.parse_args(argv))
     for name, value in given.items():
         rules = SETTINGS[name].metadata
-        if value == "" and rules["group"] != "sampling":
+        if value == [] or (value == "" and rules["group"] != "sampling"):  # []: argparse takes --flag=-- so
             raise UserError(f"{flag(name)} is empty: give it a value, or leave it out")
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"{flag(name)} holds a NUL character, which no text has")
@@ -1697,9 +1695,9 @@ def read_chunks(path):
             while True:
                 block = f.read(CHUNK)
                 try:
-                    if b"\0" in block and not wide:
+                    text = "\0" if b"\0" in block and not wide else decoder.decode(block, final=not block)
+                    if "\0" in text:
                         raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
-                    text = decoder.decode(block, final=not block)
                 except UnicodeDecodeError as e:
                     line, byte = lines + e.object.count(b"\n", 0, e.start), f.tell() - len(e.object) + e.start
                     bad = f"line {line}, byte {byte} is 0x{e.object[e.start]:02x}"
@@ -1833,15 +1831,16 @@ def locked(folder):
 
 
 def set_aside(run, folder):
-    """Move what an earlier run left in the folder to previous/ inside it, where the one before it makes room."""
-    files, previous = FILES + ("input.txt",) * (run.source is not None), folder / "previous"
-    if any((folder / name).exists() for name in files):
-        previous.mkdir(exist_ok=True)
+    """Move what an earlier run left in the folder to previous/ inside it, which holds that and nothing else."""
+    stage, files = folder / ".previous", FILES + ("input.txt",) * (run.source is not None)
+    if stage.exists() or any((folder / name).exists() for name in files):
+        stage.mkdir(exist_ok=True)  # it is there where a killed run had begun to do this
         for name in files:
-            (previous / name).unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
-                move(folder / name, previous / name)
-        run.console.say(f"what an earlier run left in {folder} is now in {previous}")
+                move(folder / name, stage / name)
+        shutil.rmtree(folder / "previous", ignore_errors=True)
+        move(stage, folder / "previous")
+        run.console.say(f"what an earlier run left in {folder} is now in {folder / 'previous'}")
 
 
 @contextlib.contextmanager
@@ -1901,7 +1900,8 @@ def snapshot(run):
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
     with fitting():
-        run.optimizer.load_state_dict(optimizer_state(run.optimizer, checkpoint["optimizer"]))
+        if checkpoint["progress"]["step"]:
+            run.optimizer.load_state_dict(optimizer_state(run.optimizer, checkpoint["optimizer"]))
         run.model.load_state_dict(weights_of(checkpoint))
         run.generator.set_state(checkpoint["batches"])
         torch.set_rng_state(checkpoint["rng"])
@@ -1931,6 +1931,12 @@ def keep(run, best):
 def stored(run, name):
     """What was saved under this name."""
     return load_checkpoint(run.folder / name) if run.folder else run.memory[name]
+
+
+def take_best(run):
+    """Give the model the weights that were best."""
+    with fitting():
+        run.model.load_state_dict(weights_of(stored(run, "model.pt")))
 
 
 def save_run(run, folder):
@@ -1994,6 +2000,8 @@ def compare(name, found, pattern):
             if key not in found:
                 raise ValueError(f"{name} lacks {key}")
             compare(f"{name}, {key}", found[key], pattern[key])
+    elif isinstance(pattern, float) and math.isnan(found):
+        raise ValueError(f"{name} is not a number")
     elif isinstance(pattern, torch.Tensor):
         if (found.shape, found.dtype) != (pattern.shape, pattern.dtype):
             raise ValueError(f"{name} has the shape {tuple(found.shape)} instead of {tuple(pattern.shape)}")
@@ -2024,7 +2032,7 @@ def judged(checkpoint):
         raise UserError(f"the settings in the checkpoint are not valid: {e}") from None
 
 
-def optimizer_state(optimizer, state, name="optimizer"):
+def optimizer_state(optimizer, state):
     """A state for `load_state_dict`, compared with that of a step; rates and the like stay those of the optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -2033,8 +2041,10 @@ def optimizer_state(optimizer, state, name="optimizer"):
     optimizer.step()
     optimizer.zero_grad()
     fresh = optimizer.state_dict()
+    if not state["state"]:
+        raise ValueError("the optimizer has no state")
     for index, part in state["state"].items():
-        compare(f"{name} {index}", part, fresh["state"][index])
+        compare(f"the optimizer, {index}", part, fresh["state"][index])
     return {**fresh, "state": state["state"]}
 
 
@@ -2063,25 +2073,33 @@ def weights_of(checkpoint):
 # Devices, signals, and what a run says
 
 
+def try_device(device):
+    """Compute something on a device, for nothing else tells whether it works: free GB, or torch's reason why not."""
+    try:
+        torch.ones(2, 2, device=device).mm(torch.ones(2, 2, device=device)).sum().item()
+        return torch.cuda.mem_get_info(device)[0] / 1e9 if device.startswith("cuda") else math.inf
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        return textwrap.shorten((str(e).strip() or type(e).__name__).splitlines()[0].rstrip("."), 200)
+
+
 def pick_device(name):
     """Turn --device into a torch.device that works, or raise UserError that says why it does not."""
-    if name == "auto":
-        try:
-            return pick_device("cuda" if torch.cuda.is_available() else "cpu")
-        except UserError as e:
-            print(f"{e}; going on with the cpu", file=sys.stderr)
-            return torch.device("cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise UserError(f"--device {name} is unknown: auto, cpu, cuda, cuda:N or mps")
-    try:  # a card that torch has no kernels for is reported as available: only doing something tells
-        torch.ones(2, 2, device=name).mm(torch.ones(2, 2, device=name)).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        why = str(e).strip().splitlines()[0].rstrip(".")
-        advice = "https://pytorch.org/get-started/locally has the command to install"
-        if "no kernel image" in str(e):
-            advice = "https://download.pytorch.org/whl/cu126 has torch<2.15 for a GTX 9xx or 10xx"
-        raise UserError(f"--device {name} cannot be used: {why}; {advice}") from None
-    return torch.device(name)
+    cards, reasons = [f"cuda:{i}" for i in range(torch.cuda.device_count())], []
+    metal = ["mps"] * torch.backends.mps.is_available()
+    for device in {"auto": [*cards, *metal, "cpu"], "cuda": cards or ["cuda"]}.get(name, [name]):
+        words = try_device(device)
+        if not isinstance(words, str):
+            if reasons:
+                print(f"{PROGRAM}: {'; '.join(reasons)}; going on with {device}", file=sys.stderr)
+            return torch.device(device)
+        if "no kernel image" in words:
+            words += "; https://download.pytorch.org/whl/cu126 has torch<2.15 for a GTX 9xx or 10xx"
+        if "not compiled" in words:
+            words += "; https://pytorch.org/get-started/locally has the command to install"
+        reasons.append(f"--device {device} cannot be used: {words}")
+    raise UserError("; ".join(reasons))
 
 
 def threads_for(config):
@@ -2255,7 +2273,7 @@ def plot_losses(run):
         ax.plot(steps, held_out, color=RED, label=name)
         title = f"{getattr(run.config, KIND)} on {Path(run.config.input_file).name}"
         ax.set(title=title, xlabel="step", ylabel="nats per character", ylim=(bottom, uniform + 0.15))
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper right")
         ax.plot(run.progress.best_step, best, "o", color=RED, markersize=5)
         where = dict(xytext=(0, 9), textcoords="offset points", ha="right")
         ax.annotate(f"best {best:.4f}", (run.progress.best_step, best), color=RED, **where)
@@ -2268,7 +2286,8 @@ def plot_inside(run, rows):
     """Draw what inspect_layers and the UpdateMeter found; return the names of the files."""
     import matplotlib
 
-    drawn, style, legend = [], dict(bins=80, density=True, histtype="step"), dict(frameon=False, fontsize=8)
+    drawn, style = [], dict(bins=80, density=True, histtype="step")
+    legend = dict(frameon=False, fontsize=8, loc="upper right")
 
     def figure(name, **size):
         drawn.append(run.folder / name)
@@ -2301,7 +2320,7 @@ def plot_inside(run, rows):
             ratio = (r.weight_grad.std() / r.weight.std()).item()
             label = f"{r.name} {tuple(r.weight.shape)}: grad:data {ratio:.0e}"
             left.hist(numbers(r.weight_grad), label=label, color=color, log=True, **style)
-        columns = zip(*run.meter.rows, strict=True)
+        columns = np.reshape(run.meter.rows, (-1, len(run.meter.matrices))).T
         for (name, color), updates in zip(shaded(list(run.meter.matrices)), columns, strict=True):
             right.plot(updates, color=color, linewidth=0.8, label=name)
         right.axhline(-3, color=RED, linewidth=1, linestyle="--")
@@ -2403,7 +2422,7 @@ def do_find_lr(run):
         ax.set(title="range test: take the rate where the loss still falls, a third of where it is lowest")
         ax.set(xlabel="learning rate", ylabel="nats per character", xscale="log")
         ax.set_ylim(min(losses) - 0.1, smooth[0] * 1.3)
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper right")
         ax.axvline(best, color="0.4", linestyle="--", linewidth=1)
         ax.annotate(f"{best:.1e}", (best, smooth[0]), (5, 0), textcoords="offset points", color="0.3")
 
@@ -2452,7 +2471,7 @@ def main(argv=None):
         print(f"{PROGRAM}:", *str(e).splitlines(), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
+        if not isinstance(e, MemoryError) and not re.search("(out of|not enough|allocate) memory|ALLOC_FAILED", str(e)):
             raise
         print(f"{PROGRAM}: out of memory: {MEMORY_HINT}", file=sys.stderr)
         return 2
@@ -2460,7 +2479,7 @@ def main(argv=None):
         return 130
     except OSError as e:  # of the output; `head`, say, closes it when it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(e, BrokenPipeError):
+        if isinstance(e, BrokenPipeError) or os.name == "nt":  # where it is told as EINVAL
             return 0
         print(f"{PROGRAM}: cannot write the output: {e.strerror}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine; cards have tests that imitate them
 os.environ["OMP_NUM_THREADS"] = (
     "1"  # tiny tensors: more threads only cost; and runs compare bit for bit across processes
 )

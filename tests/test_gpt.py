@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -818,15 +819,32 @@ CARDS = {  # name: (capability, GB free), and what is planned under cu126, cu128
     "H100": ((9, 0), 79.0, "bfloat16 yes", "bfloat16 yes", "bfloat16 yes"),
     "RTX 5090": ((12, 0), 31.4, None, "bfloat16 yes", "bfloat16 yes"),
 }
+OTHERS = {"MIG 1g.10gb": ((9, 0), 9.6), "RX 7900": ((11, 0), 23.9)}  # a slice of an H100, a card by AMD
 
 
-def card(name, index=0):
-    return gpt.Card(index, f"NVIDIA {name}", *CARDS[name][:2])
+def runs_on(capability, archs):
+    """Whether a card has kernels in a torch built for these: binaries of its own generation, or older PTX."""
+    for kind, number in (arch.split("_") for arch in archs):
+        built = (int(number[:-1]), int(number[-1]))
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return False
 
 
-def plan(*names, archs=CU128, mps=False, bf16=False, **wishes):
-    machine = gpt.Machine([card(n, i) for i, n in enumerate(names)], archs, "2.10.0", mps, bf16)
-    return gpt.plan_device(machine, **wishes)
+def plan(*names, archs=CU128, full=(), no_cuda="", mps=False, bf16=False, tried=None, **wishes):
+    """The plan for a machine with these cards, those in `full` without memory, and a torch for these architectures."""
+    cards = [gpt.Card(i, f"NVIDIA {name}", *(CARDS | OTHERS)[name][:2]) for i, name in enumerate(names)]
+
+    def trial(device):
+        (tried if tried is not None else []).append(device)
+        if device == "mps":
+            return math.inf if mps != "broken" else "MPS backend out of memory"
+        card = cards[int(device[5:])]
+        if not runs_on(card.capability, archs):
+            return "CUDA error: no kernel image is available for execution on the device"
+        return "CUDA out of memory" if card.index in full else card.memory
+
+    return gpt.plan_device(gpt.Machine(cards, trial, "2.10.0", no_cuda, bool(mps), bf16), **wishes)
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -871,29 +889,92 @@ def test_wishes_for_arithmetic_and_compiling():
         plan("GTX 1080 Ti", archs=CU126, compile="on")
 
 
-def test_machines_without_cuda():
-    assert plan(archs=[]).device.type == "cpu" and not plan(archs=[]).compile
-    with pytest.raises(gpt.UserError, match=r"built without CUDA.*pytorch\.org"):
-        plan(archs=[], device="cuda")
-    with pytest.raises(gpt.UserError, match="nvidia-smi"):
-        plan(archs=CU130, device="cuda")
+NOT_BUILT = "this torch 2.10.0 is built without CUDA; https://pytorch.org/get-started/locally has the command"
+NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040)."
+LEGACY = 'pip install --force-reinstall "torch<2.15" --index-url https://download.pytorch.org/whl/cu126'
+NO_KERNELS = "torch 2.10.0 has no kernels for NVIDIA GTX 1070 (6.1); " + LEGACY
+MACHINES = {  # machine: (its facts, what is asked for, the device or None, what the user is told)
+    "no CUDA in torch": (dict(no_cuda=NOT_BUILT), "cuda", None, f"--device cuda cannot be used: {NOT_BUILT}"),
+    "no driver": (dict(no_cuda=NO_DRIVER), "cuda", None, f"--device cuda cannot be used: {NO_DRIVER}"),
+    "driver too old": (dict(no_cuda=OLD_DRIVER), "cuda:0", None, f"--device cuda:0 cannot be used: {OLD_DRIVER}"),
+    "no driver, auto": (dict(no_cuda=NO_DRIVER), "auto", "cpu", "no CUDA device"),
+    "empty CUDA_VISIBLE_DEVICES": (
+        {}, "cuda", None,
+        "--device cuda cannot be used: torch sees no card; check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+    "GTX 1070, cu126": (dict(names=["GTX 1070"], archs=CU126), "cuda", "cuda:0", "NVIDIA GTX 1070 (6.1), 7.9 GB free"),
+    "GTX 1070, cu130": (
+        dict(names=["GTX 1070"], archs=CU130), "cuda", None, f"--device cuda cannot be used: {NO_KERNELS}"),
+    "GTX 1070, cu130, auto": (dict(names=["GTX 1070"], archs=CU130), "auto", "cpu", NO_KERNELS),
+    "GTX 1650": (dict(names=["GTX 1650"], archs=CU130), "auto", "cuda:0", "NVIDIA GTX 1650 (7.5), 3.8 GB free"),
+    "RTX 5090, cu126": (
+        dict(names=["RTX 5090"], archs=CU126), "cuda", None,
+        "--device cuda cannot be used: torch 2.10.0 has no kernels for NVIDIA RTX 5090 (12.0); "
+        "pip install --upgrade torch"),
+    "a full card": (dict(names=["RTX 3060"], full=[0]), "auto", "cpu", "NVIDIA RTX 3060 (8.6): CUDA out of memory"),
+    "cuda:1 of two, the first full": (
+        dict(names=["RTX 4090", "RTX 3060"], full=[0]), "cuda:1", "cuda:1", "NVIDIA RTX 3060 (8.6), 11.8 GB free"),
+    "two, the better full": (
+        dict(names=["RTX 4090", "RTX 3060"], full=[0]), "auto", "cuda:1", "NVIDIA RTX 3060 (8.6), 11.8 GB free"),
+    "a slice of a card (MIG)": (dict(names=["MIG 1g.10gb"]), "auto", "cuda:0", "NVIDIA MIG 1g.10gb (9.0), 9.6 GB free"),
+    "ROCm": (dict(names=["RX 7900"], archs=["compute_00"]), "auto", "cuda:0", "NVIDIA RX 7900 (11.0), 23.9 GB free"),
+    "Metal": (dict(mps=True), "auto", "mps", "Metal"),
+    "Metal that fails": (dict(mps="broken"), "auto", "cpu", "Metal: MPS backend out of memory"),
+    "Metal that fails, asked for": (
+        dict(mps="broken"), "mps", None, "--device mps cannot be used: MPS backend out of memory"),
+    "no Metal": ({}, "mps", None, "--device mps cannot be used: this torch or this machine has no Metal"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_the_user_is_told_about_the_machine(machine):
+    facts, device, expected, words = MACHINES[machine]
+    facts = dict(facts)
+    names = facts.pop("names", [])
+    if expected is None:
+        with pytest.raises(gpt.UserError) as e:
+            plan(*names, device=device, **facts)
+        assert str(e.value) == words
+    else:
+        found = plan(*names, device=device, **facts)
+        assert (str(found.device), found.why.partition("; not compiled")[0].partition("; half")[0]) == (expected, words)
+
+
+def test_only_the_card_that_is_taken_is_touched():
+    """Whatever computes on a card takes some hundred MB of its memory, in every process."""
+    plan("GTX 1070", "RTX 3060", "RTX 2060", archs=CU126, tried=(tried := []))
+    assert tried == ["cuda:1"]
+    plan("RTX 3060", "RTX 4090", device="cuda:0", tried=(tried := []))
+    assert tried == ["cuda:0"]
+    plan("RTX 3060", device="cpu", tried=(tried := []))
+    assert tried == []
+
+
+def test_what_does_not_hang_on_cards():
     with pytest.raises(gpt.UserError, match="float16"):
-        plan(archs=[], dtype="float16")
-    assert plan(archs=[]).dtype == plan(archs=[], bf16=True).dtype == "float32"
-    assert "bfloat16 is faster" in plan(archs=[], bf16=True).why and "bfloat16" not in plan(archs=[]).why
-    assert plan(archs=[], mps=True).device.type == "mps" and plan(archs=[], mps=True).dtype == "float32"
-    with pytest.raises(gpt.UserError, match="Metal"):
-        plan(device="mps")
+        plan(dtype="float16")
+    assert plan().dtype == plan(bf16=True).dtype == "float32" and not plan().compile
+    assert "bfloat16 is faster" in plan(bf16=True).why and "bfloat16" not in plan().why
+    assert plan(mps=True).dtype == "float32"
     for nonsense in ("gpu", "cuda:", "cuda:x", "cpu:1", "mps:0", ""):
         with pytest.raises(gpt.UserError, match="unknown"):
             plan("A100", device=nonsense)
 
 
-def test_kernels_run_on_their_own_generation_and_ptx_on_any_later():
-    assert gpt.has_kernels((6, 1), ["sm_60"]) and not gpt.has_kernels((6, 0), ["sm_61"])
-    assert not gpt.has_kernels((8, 6), ["sm_75"]) and gpt.has_kernels((8, 6), ["compute_75"])
-    assert not gpt.has_kernels((9, 0), ["sm_120"]) and gpt.has_kernels((9, 0), ["sm_90a"])
-    assert not gpt.has_kernels((9, 1), ["sm_90a"]) and not gpt.has_kernels((12, 0), ["sm_90a", "compute_90a"])
+def test_the_peak_is_measured_with_little_memory_first(monkeypatch):
+    """On a card, products grow while they are quick, and what was measured stays when memory ends."""
+    sizes, randn = [], torch.randn
+
+    def small(n, m, device, **given):
+        sizes.append(n)
+        if n > 2048:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return randn(8, 8)
+
+    monkeypatch.setattr(torch, "randn", small)
+    monkeypatch.setattr(torch, "Generator", lambda device: types.SimpleNamespace(manual_seed=lambda seed: None))
+    card = gpt.Plan(torch.device("cuda", 0), "float32", False, "")
+    assert math.isfinite(gpt.measure_peak(card)) and sizes == [1024, 2048, 4096]
 
 
 def test_the_batch_is_cut_to_fit_the_card():

@@ -661,9 +661,11 @@ def signals_at(monkeypatch):
 
         monkeypatch.setattr(module, "learning_rate", learning_rate)
 
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     yield arm
     assert {s: signal.getsignal(s) for s in before} == before
+    signal.signal(signal.SIGINT, inherited)
 
 
 @both
