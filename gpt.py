@@ -539,12 +539,15 @@ class Run:
 
     def losses(self, text, part, limit, reduction):
         """Yield the loss of every batch of windows and its number of characters; each process takes its share."""
-        batches = list(windows(*part_of(text, part), self.config.block_size, limit))
-        for starts, length in batches[self.processes.rank :: self.processes.size]:
+
+        def loss_of(starts, length):
             x, y = text.batch(starts, length, self.device)
             with inference(self.model), self.plan.autocast():
-                loss = cross_entropy(self.model(x), y, reduction=reduction)
-            yield loss, y.numel()
+                return cross_entropy(self.model(x), y, reduction=reduction), y.numel()
+
+        batches = windows(*part_of(text, part), self.config.block_size, limit)
+        for starts, length in list(batches)[self.processes.rank :: self.processes.size]:
+            yield from in_memory(loss_of, starts, length)
 
     def stream(self, prompt=None, max_new_tokens=None, **settings):
         """Yield the prompt, then a character at a time. Settings: temperature, top_k, top_p, seed; else as `config`."""
@@ -590,9 +593,8 @@ class Run:
         return self
 
     def over(self):
-        c, p = self.config, self.progress
-        waited = (p.step - p.best_step) / self.interval  # evaluations; those that a Ctrl-C added do not count
-        return self.processes.stopped(self) or 0 <= c.max_steps <= p.step or 0 < c.patience <= waited
+        c, p, patience = self.config, self.progress, self.config.patience * self.interval  # in steps
+        return self.processes.stopped(self) or 0 <= c.max_steps <= p.step or 0 < patience <= p.step - p.best_step
 
     def draw(self):
         """The micro-batches of a step: all processes draw the same contexts, and each takes its share."""
@@ -1874,6 +1876,17 @@ def measure_peak(plan):
     return best or math.inf
 
 
+def in_memory(compute, rows, *given):
+    """[compute(rows, ...)], or where memory ends what it is for both halves of the rows, and so on."""
+    try:
+        return [compute(rows, *given)]
+    except (MemoryError, RuntimeError) as e:
+        if len(rows) == 1 or not out_of_memory(e):
+            raise
+    half = len(rows) // 2  # out here, where the exception holds no memory any more
+    return in_memory(compute, rows[:half], *given) + in_memory(compute, rows[half:], *given)
+
+
 def bytes_needed(config, vocab_size, parts=1):
     """About the memory that training takes: weights with their gradient and momenta, and what backward keeps."""
     C, tokens = config.n_embd or 0, config.batch_size * config.block_size / parts
@@ -1944,7 +1957,8 @@ def check_finite(run, loss):
     if not math.isfinite(loss):
         where = run.folder / "model.pt" if run.folder else "memory"
         kept = f"{where} keeps the model of step {run.progress.best_step}"
-        advice = "try a lower --learning-rate, or --grad-clip 1"
+        half = getattr(run.config, "dtype", "") == "float16"
+        advice = "try --dtype float32" if half else "try a lower --learning-rate, or --grad-clip 1"
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 
 
@@ -2143,6 +2157,11 @@ MODES = {
 MEMORY_HINT = "cut the batch with --grad-accum 4, or lower --batch-size, --block-size, --n-embd or --n-layer"
 
 
+def out_of_memory(e):
+    """Whether that is what an exception says: every device and every system has words of its own."""
+    return isinstance(e, MemoryError) or re.search("(out of|not enough|allocate) memory|ALLOC_FAILED", str(e))
+
+
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (there is none after >&-)
@@ -2160,7 +2179,7 @@ def main(argv=None):
         print(f"{PROGRAM}:", *str(e).splitlines(), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and not re.search("(out of|not enough|allocate) memory|ALLOC_FAILED", str(e)):
+        if not out_of_memory(e):
             raise
         print(f"{PROGRAM}: out of memory: {MEMORY_HINT}", file=sys.stderr)
         return 2

@@ -2136,7 +2136,8 @@ def check_finite(run, loss):
     if not math.isfinite(loss):
         where = run.folder / "model.pt" if run.folder else "memory"
         kept = f"{where} keeps the model of step {run.progress.best_step}"
-        advice = "try a lower --learning-rate, or --grad-clip 1"
+        half = getattr(run.config, "dtype", "") == "float16"
+        advice = "try --dtype float32" if half else "try a lower --learning-rate, or --grad-clip 1"
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 
 
@@ -2454,6 +2455,11 @@ MODES = {
 MEMORY_HINT = "lower --batch-size, --n-embd, --n-embd2 or --n-layer"
 
 
+def out_of_memory(e):
+    """Whether that is what an exception says: every device and every system has words of its own."""
+    return isinstance(e, MemoryError) or re.search("(out of|not enough|allocate) memory|ALLOC_FAILED", str(e))
+
+
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (there is none after >&-)
@@ -2471,7 +2477,7 @@ def main(argv=None):
         print(f"{PROGRAM}:", *str(e).splitlines(), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and not re.search("(out of|not enough|allocate) memory|ALLOC_FAILED", str(e)):
+        if not out_of_memory(e):
             raise
         print(f"{PROGRAM}: out of memory: {MEMORY_HINT}", file=sys.stderr)
         return 2

@@ -961,6 +961,30 @@ def test_what_does_not_hang_on_cards():
             plan("A100", device=nonsense)
 
 
+@pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_an_evaluation_that_does_not_fit_is_made_in_smaller_pieces(trained, monkeypatch, words):
+    run, asked = gpt.load(trained, device="cpu"), []
+    whole = run.evaluate(), run.score(TEXT[:300])
+    forward = type(run.model).forward
+
+    def small(self, idx, *cache):
+        asked.append(len(idx))
+        if len(idx) > 2:
+            raise RuntimeError(words)
+        return forward(self, idx, *cache)
+
+    monkeypatch.setattr(type(run.model), "forward", small)
+    assert run.evaluate() == pytest.approx(whole[0], abs=1e-6) and max(asked) > 2
+    assert np.allclose(run.score(TEXT[:300]), whole[1], atol=1e-5)
+
+
+def test_a_loss_that_is_lost_in_half_precision_asks_for_more_of_it(trained):
+    run = gpt.load(trained, device="cpu")
+    run.config = replace(run.config, dtype="float16")
+    with pytest.raises(gpt.UserError, match="try --dtype float32"):
+        gpt.check_finite(run, math.nan)
+
+
 def test_the_peak_is_measured_with_little_memory_first(monkeypatch):
     """On a card, products grow while they are quick, and what was measured stays when memory ends."""
     sizes, randn = [], torch.randn
