@@ -593,8 +593,8 @@ class Run:
         return self
 
     def over(self):
-        c, p, patience = self.config, self.progress, self.config.patience * self.interval  # in steps
-        return self.processes.stopped(self) or 0 <= c.max_steps <= p.step or 0 < patience <= p.step - p.best_step
+        c = self.config
+        return self.processes.stopped(self) or 0 <= c.max_steps <= self.progress.step or 0 < c.patience <= waited(self)
 
     def draw(self):
         """The micro-batches of a step: all processes draw the same contexts, and each takes its share."""
@@ -902,6 +902,12 @@ def begin(run, settings):
     run.console.start_clock(losses)
 
 
+def waited(run):
+    """How many evaluations there were since the best; those that a Ctrl-C added do not count."""
+    losses = [row[3] for row in run.progress.history if row[0] % run.interval == 0]
+    return len(losses) - 1 - losses.index(min(losses))
+
+
 def text_of(run):
     """The text that a run was trained on: at hand, in its folder, or in a file."""
     path = run.folder and run.folder / "tokens.bin"
@@ -1049,7 +1055,7 @@ def heeded(given, kind, verbose):
         words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
         line = "; ".join(words).replace("--train", "training")
         depth = 1  # a warning is about the line that called this file
-        while sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
+        while not verbose and sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
             depth += 1
         print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=depth + 1)
     return {name: value for name, value in given.items() if name not in ignored}
@@ -1158,7 +1164,7 @@ def places(checkpoint, config, given):
     """Where the text of a checkpoint may be: as named now, where it was when it was trained on, or in the folder."""
     kept = str(Path(config.work_dir) / "input.txt")
     paths = [given["input_file"]] if "input_file" in given else [config.input_file, checkpoint.get("file"), kept]
-    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
+    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path and isinstance(path, str)))
 
 
 def gone(paths):
@@ -1276,7 +1282,7 @@ def text_in_memory(path, more_chars="", text=None):
     text = "".join(read_chunks(path)) if text is None else re.sub("\r\n?", "\n", text)
     vocab = Vocab("".join(sorted(set(text) | set(more_chars))))
     check_alphabet(path or "the text", vocab.chars)
-    return Text(vocab.encode(text), vocab, digest, [path] if path else [])
+    return Text(vocab.encode(text), vocab, digest, [os.path.abspath(path)] if path else [])
 
 
 def first_with(digest, paths, read):
@@ -1321,7 +1327,7 @@ def prepare_text(config, plan, paths, checkpoint=None, text=None):
             if read_header(tokens)[0] != head:
                 with locked(config.work_dir):
                     encode_file(path, head, tokens)
-            return TokenFile(tokens, [path])
+            return TokenFile(tokens, [os.path.abspath(path)])
         return Text([], None)
 
     # first the process that writes, then one on every other machine, then those that only read
@@ -1501,7 +1507,9 @@ def restore(run, checkpoint):
             if len(mine["cuda_rng"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(mine["cuda_rng"])
             if run.progress.step % run.interval:  # stopped between two rows
-                return mine.get("losses", torch.zeros(0)).to(run.device).unbind()
+                losses = mine.get("losses", torch.zeros(0))
+                compare("the losses", losses, torch.zeros(len(losses)))
+                return losses.to(run.device).unbind()
     return ()
 
 
@@ -1607,12 +1615,13 @@ def judged(checkpoint):
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
     rows = [[type(x) in (int, float) for x in row] == [True] * 5 for row in progress["history"]]
-    if not (all(rows) and 0 <= progress["best_step"] <= progress["step"] and list(vocab) == sorted(set(vocab))):
+    in_order = vocab and list(vocab) == sorted(set(vocab))
+    if not (in_order and all(rows) and 0 <= progress["best_step"] <= progress["step"]):
         raise ValueError("its parts contradict each other")
     for name, value in RETIRED.items():
         if saved.pop(name, value) != value:
             raise UserError(f"the checkpoint was made with another {flag(name)}, which {PROGRAM} no longer has")
-    if saved[KIND] not in (*ROWS, "mixture"):
+    if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
     Config(**saved)  # raises TypeError where a setting is not known
     given = {name: saved[name] for name in uses(saved[KIND]) if saved.get(name, "") not in (SETTINGS[name].default, "")}

@@ -940,10 +940,13 @@ class NGram(WindowModel):
     def load_state_dict(self, state):
         self.strength.data = state["strength"]
         self.levels = [tuple(state[f"{name}{k}"] for name in self.tables) for k in range(len(self.levels))]
-        for contexts, pairs, *tables in self.levels:
-            sizes = [(len(pairs),), (len(contexts),), (len(contexts), 3), (3,)]
-            if [t.shape for t in tables] != sizes or tables[0].min() < 1 or not tables[-1].isfinite().all():
-                raise ValueError("its tables contradict each other")
+        compare("strength", self.strength.data, torch.zeros(len(self.levels), dtype=torch.float64))
+        for contexts, pairs, *tables in self.levels:  # as `level` makes them
+            whole, real = (partial(torch.zeros, dtype=dtype) for dtype in (torch.long, torch.float64))
+            C, P = len(contexts), len(pairs)
+            made = whole(C), whole(P), whole(P), real(C), real(C, 3), real(3)
+            for table, like in zip((contexts, pairs, *tables), made, strict=True):
+                compare("a table", table, like)
 
     def fit(self, train, dev):
         """Count the windows of `train`, then choose the strength on `dev`, level by level, longest context first."""
@@ -1629,7 +1632,7 @@ def heeded(given, kind, verbose):
         words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
         line = "; ".join(words).replace("--train", "training")
         depth = 1  # a warning is about the line that called this file
-        while sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
+        while not verbose and sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
             depth += 1
         print(f"{PROGRAM}: {line}", file=sys.stderr) if verbose else warnings.warn(line, stacklevel=depth + 1)
     return {name: value for name, value in given.items() if name not in ignored}
@@ -1720,7 +1723,7 @@ def places(checkpoint, config, given):
     """Where the text of a checkpoint may be: as named now, where it was when it was trained on, or in the folder."""
     kept = str(Path(config.work_dir) / "input.txt")
     paths = [given["input_file"]] if "input_file" in given else [config.input_file, checkpoint.get("file"), kept]
-    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
+    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path and isinstance(path, str)))
 
 
 def gone(paths):
@@ -1908,8 +1911,9 @@ def restore(run, checkpoint):
         if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         run.progress = Progress(**checkpoint["progress"])
-        losses = checkpoint.get("losses", torch.zeros(0)).to(run.device)
-        return losses.unbind() if run.progress.step % run.interval else ()  # where it was stopped between two rows
+        losses = checkpoint.get("losses", torch.zeros(0))
+        compare("the losses", losses, torch.zeros(len(losses)))
+        return losses.to(run.device).unbind() if run.progress.step % run.interval else ()  # stopped between two rows
 
 
 def keep(run, best):
@@ -2014,12 +2018,13 @@ def judged(checkpoint):
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
     rows = [[type(x) in (int, float) for x in row] == [True] * 5 for row in progress["history"]]
-    if not (all(rows) and 0 <= progress["best_step"] <= progress["step"] and list(vocab) == sorted(set(vocab))):
+    in_order = vocab and list(vocab) == sorted(set(vocab))
+    if not (in_order and all(rows) and 0 <= progress["best_step"] <= progress["step"]):
         raise ValueError("its parts contradict each other")
     for name, value in RETIRED.items():
         if saved.pop(name, value) != value:
             raise UserError(f"the checkpoint was made with another {flag(name)}, which {PROGRAM} no longer has")
-    if saved[KIND] not in (*ROWS, "mixture"):
+    if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
     Config(**saved)  # raises TypeError where a setting is not known
     given = {name: saved[name] for name in uses(saved[KIND]) if saved.get(name, "") not in (SETTINGS[name].default, "")}
