@@ -28,9 +28,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import pairwise, repeat
-from operator import mul
+from numbers import Integral, Real
+from operator import ge, gt, le, lt, mul
 from pathlib import Path
 
 # =====================================================================================================================
@@ -64,10 +66,6 @@ def _power(a: float, b: float) -> float:
         return math.copysign(math.inf, a) if b % 2.0 == 1.0 else math.inf  # odd powers keep the sign, also of -0.0
 
 
-def _exp(x: float) -> float:
-    return math.inf if x > math.log(sys.float_info.max) else math.exp(x)
-
-
 def _log(x: float) -> float:
     return math.log(x) if x > 0.0 else -math.inf if x == 0.0 else math.nan
 
@@ -89,7 +87,7 @@ class Value:
 
     The result of an operation also keeps its operands `_prev`, the operation's name `_op`, and in `_local` its
     derivative with respect to each operand, which is known as soon as the operation is done. Only Values are operands:
-    `2 * a` has one, a.
+    `2 * a` has one, a. One that is masked, as relu does below 0 and `max` with the smaller, comes last and has none.
     """
 
     __slots__ = ("_local", "_op", "_prev", "data", "grad", "label")
@@ -125,10 +123,10 @@ class Value:
 
     def __pow__(self, other):
         a, b = self.data, number(other)
-        y, slope = _power(a, b), b * _power(a, b - 1.0) if b else 0.0
+        y, slope = _power(a, b), (b * _power(a, b - 1.0),) if b else ()  # x ** 0 is 1 whatever x is
         if isinstance(other, Value):
-            return node(y, (self, other), (slope, 0.0 if a == 0.0 <= b else y * _log(a)), "**")
-        return node(y, (self,), (slope,), f"**{other}")
+            return node(y, (other, self), (0.0 if a == 0.0 <= b else y * _log(a), *slope), "**")
+        return node(y, (self,), slope, f"**{other}")
 
     def __rsub__(self, other):  # other - self
         other = number(other)
@@ -154,7 +152,7 @@ class Value:
         return node(abs(self.data), (self,), (float((self.data > 0.0) - (self.data < 0.0)),), "abs")
 
     def exp(self):
-        y = _exp(self.data)
+        y = math.inf if self.data > math.log(sys.float_info.max) else math.exp(self.data)
         return node(y, (self,), (y,), "exp")
 
     def log(self):
@@ -186,14 +184,15 @@ class Value:
 
     def relu(self):
         if self.data <= 0.0:
-            return node(0.0, (self,), (0.0,), "relu")
+            return node(0.0 if self.data else self.data, (self,), (), "relu")  # -0.0 stays -0.0
         return node(self.data, (self,), (1.0,), "relu")
 
     def max(self, other):
         other = as_value(other)
         a, b = self.data, other.data
-        tie = 0.5 * (a == b)  # in a tie both receive half of the gradient, as in torch.maximum
-        return node(a if a > b or a != a else b, (self, other), (1.0 - (a < b) - tie, 1.0 - (b < a) - tie), "max")
+        operands = (self, other) if a >= b or a != a else (other, self)  # the first is the result, also if it is nan
+        slopes = (1.0,) if a < b or b < a else (0.5, 0.5) if a == b else (1.0, 1.0)  # as in torch.maximum
+        return node(operands[0].data, operands, slopes, "max")
 
     def min(self, other):
         return -(-self).max(-other)
@@ -201,26 +200,8 @@ class Value:
     # Comparison and conversion look at the number, so sorted(values) and float(v) work. Equality and hash stay those
     # of the object: two Values that happen to be 0.5 are still two places in a graph.
 
-    def __lt__(self, other):
-        return self.data < number(other)
-
-    def __le__(self, other):
-        return self.data <= number(other)
-
-    def __gt__(self, other):
-        return self.data > number(other)
-
-    def __ge__(self, other):
-        return self.data >= number(other)
-
-    def __float__(self):
-        return float(self.data)
-
-    def __int__(self):
-        return int(self.data)
-
-    def __bool__(self):
-        return bool(self.data)
+    __lt__, __le__, __gt__, __ge__ = ((lambda self, x, op=op: op(self.data, number(x))) for op in (lt, le, gt, ge))
+    __float__, __int__, __bool__ = ((lambda self, kind=kind: kind(self.data)) for kind in (float, int, bool))
 
     def __repr__(self):
         return f"Value(data={self.data}, grad={self.grad})"
@@ -228,8 +209,9 @@ class Value:
     def __getstate__(self):  # what copy and pickle keep: not the graph it came from
         return None, {"data": self.data, "grad": self.grad, "label": self.label, "_prev": (), "_local": (), "_op": ""}
 
-    def _repr_svg_(self):  # what a notebook shows: the graph, if that is small enough to be read
-        return render(self, "svg").decode() if len(trace(self)[0]) <= READABLE else None
+    def _repr_svg_(self):  # what a notebook shows: the graph, if that can be drawn, and read
+        with suppress(Exception):
+            return render(self, "svg").decode() if len(trace(self)[0]) <= READABLE else None
 
     def backward(self) -> None:
         """Set the `grad` of everything this Value was made from to the derivative of this Value with respect to it.
@@ -245,9 +227,9 @@ class Value:
             grad, local = v.grad, v._local
             if not grad and math.isfinite(sum(local)):
                 continue  # it would add only zeros, except that 0 · inf and 0 · nan are nan
-            i = 0
-            for operand in v._prev:
-                operand.grad += local[i] * grad  # the chain rule
+            operands, i = v._prev, 0
+            for slope in local:
+                operands[i].grad += slope * grad  # the chain rule; what is masked gets nothing, not even 0 · inf
                 i += 1  # noqa: SIM113 (enumerate and zip cost more than a loop this short)
 
 
@@ -317,15 +299,13 @@ def affine(x: Iterable, rows: Iterable[Sequence[Value]], biases: Iterable[Value]
     x, operands = unpack(x)
     shared = (*x,) if biases is None else (1.0, *x)  # derivatives that are the same for every row
     out = []
-    for row, bias in zip(rows, biases or repeat(None)):
+    for row, bias in zip(rows, repeat(()) if biases is None else zip(biases)):
         w = [v.data for v in row]
         if len(w) != len(x):
             raise ValueError(f"{len(w)} weights met {len(x)} inputs: give exactly {len(w)}")
         local = (*shared, *w) if operands else shared
-        if bias is None:
-            out.append(node(sum(map(mul, w, x)), (*row, *operands), local, "dot"))
-        else:
-            out.append(node(sum(map(mul, w, x), bias.data), (bias, *row, *operands), local, "dot"))
+        y = sum(map(mul, w, x), bias[0].data if bias else 0.0)
+        out.append(node(y, (*bias, *row, *operands), local, "dot"))
     return out
 
 
@@ -353,17 +333,17 @@ def mean(values: Iterable) -> Value:
 def softmax(logits: Iterable, temperature: float = 1.0) -> list[Value]:
     """pᵢ = exp(lᵢ / T) / Σⱼ exp(lⱼ / T), one node each, where T is the temperature; ∂pᵢ/∂lⱼ = pᵢ·((i = j) − pⱼ) / T."""
     numbers, operands = unpack(logits)
-    p = probabilities(numbers, temperature)
-    return [
-        node(pi, operands, tuple(pi * ((i == j) - pj) / temperature for j, pj in enumerate(p)), "softmax")
-        for i, pi in enumerate(p)
-    ]
+    p, temperature = probabilities(numbers, temperature), float(temperature)
+    slopes = [[pi * ((i == j) - pj) / temperature for j, pj in enumerate(p)] for i, pi in enumerate(p)]
+    return [node(pi, operands, tuple(row), "softmax") for pi, row in zip(p, slopes)]
 
 
 def probabilities(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
     """softmax of plain numbers. Subtracting the largest changes nothing, except that exp cannot overflow."""
     if not logits:
         raise ValueError("softmax of no logits: give at least one")
+    if not isinstance(temperature, Real) or not temperature > 0.0:
+        raise ValueError(f"the temperature is {temperature!r}: give a number above 0, a small one to leave no chance")
     top = max(logits)
     weights = [math.exp((x - top) / temperature) for x in logits]
     scale = 1.0 / sum(weights)
@@ -446,7 +426,7 @@ class MLP(Module):
 
 
 def at_least_one(n: int, what: str) -> int:
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, Integral) or n < 1:
         raise ValueError(f"{n!r} {what}: the number of {what} must be a whole number from 1 up")
     return n
 
@@ -457,12 +437,16 @@ def at_least_one(n: int, what: str) -> int:
 
 def mean_loss(of_example: Callable, scores: Iterable, targets: Iterable, op: str) -> Value:
     """The mean over all examples. of_example(score, target) -> (loss, its derivative with respect to the score)."""
-    (numbers, operands), targets = unpack(scores), list(map(number, targets))
+    (numbers, operands), (targets, variables) = unpack(scores), unpack(targets)
     n = len(targets)
     if len(numbers) != n or n == 0:
         raise ValueError(f"{len(numbers)} scores met {n} targets: give one target for each score")
+    wrong = variables or [t for t in targets if abs(t) != 1.0 and op != "squared error"]
+    if wrong:
+        raise ValueError(f"{op} met the target {wrong[0]}: give {'plain numbers' if variables else '−1 or 1'}")
     losses, slopes = zip(*map(of_example, numbers, targets))
-    return node(sum(losses) / n, operands, tuple([slope / n for slope in slopes]), op)
+    pairs = sorted(zip(slopes, operands), key=lambda pair: pair[0] is None)  # None: a score that does not count
+    return node(sum(losses) / n, tuple(v for _, v in pairs), tuple(s / n for s, _ in pairs if s is not None), op)
 
 
 def squared_error(scores: Iterable, targets: Iterable) -> Value:
@@ -471,7 +455,7 @@ def squared_error(scores: Iterable, targets: Iterable) -> Value:
 
 def hinge(scores: Iterable, targets: Iterable) -> Value:
     """max(0, 1 − t·s), the max-margin loss of a support vector machine; the targets t are −1 and 1."""
-    return mean_loss(lambda s, t: (0.0, 0.0) if t * s >= 1.0 else (1.0 - t * s, -t), scores, targets, "hinge")
+    return mean_loss(lambda s, t: (0.0, None) if t * s >= 1.0 else (1.0 - t * s, -t), scores, targets, "hinge")
 
 
 def logistic(scores: Iterable, targets: Iterable) -> Value:
@@ -482,11 +466,12 @@ def logistic(scores: Iterable, targets: Iterable) -> Value:
 def cross_entropy(logits: Iterable, target: int) -> Value:
     """−log softmax(logits)[target], the negative log-likelihood; the derivatives are softmax − one-hot."""
     numbers, operands = unpack(logits)
-    if target not in range(len(numbers)):
+    if not isinstance(target, Integral) or isinstance(target, bool) or not 0 <= target < len(numbers):
         raise ValueError(f"target {target!r} is not one of {len(numbers)} classes: give 0 to {len(numbers) - 1}")
-    top, p = max(numbers), probabilities(numbers)
+    top, slopes = max(numbers), probabilities(numbers)
+    slopes[target] -= 1.0
     loss = top + math.log(sum(math.exp(x - top) for x in numbers)) - numbers[target]
-    return node(loss, operands, tuple(pi - (i == target) for i, pi in enumerate(p)), "cross-entropy")
+    return node(loss, operands, tuple(slopes), "cross-entropy")
 
 
 def l2(parameters: Iterable[Value], strength: float = 1e-4) -> Value:
@@ -568,7 +553,7 @@ class GPT(Module):
         def matrix(rows: int, columns: int) -> list[list[Value]]:
             return [[Value(rng.gauss(0, 0.08)) for _ in range(columns)] for _ in range(rows)]
 
-        if n_embd % n_head:
+        if n_head < 1 or n_embd % n_head:
             raise ValueError(f"{n_head} heads cannot share {n_embd} channels: make n_embd a multiple of n_head")
         self.n_head, self.block_size = n_head, block_size
         self.token, self.position = matrix(vocab_size, n_embd), matrix(block_size, n_embd)  # embeddings
@@ -578,6 +563,9 @@ class GPT(Module):
 
     def __call__(self, token: int, cache: list[tuple[list[Value], list[Value]]]) -> list[Value]:
         """-> logits of what follows `token`. `cache` has the keys and values of earlier positions; ours are added."""
+        if token not in range(len(self.token)) or len(cache) >= self.block_size:
+            rule = f"give one of {len(self.token)} tokens, at up to {self.block_size} positions"
+            raise ValueError(f"token {token!r} at position {len(cache)}: {rule}")
         x = rms_norm([a + b for a, b in zip(self.token[token], self.position[len(cache)])])
 
         h = rms_norm(x)  # attention
@@ -672,9 +660,15 @@ def draw(root: Value, path: str | Path) -> None:
 
 
 def render(root: Value, format: str) -> bytes:
-    command = ["dot", f"-T{format}", *["-Gdpi=110"] * (format == "png")]
-    done = shutil.which("dot") and subprocess.run(command, input=to_dot(root).encode(), capture_output=True)
-    return done.stdout if done and done.returncode == 0 else image(plot_graph(root), format)
+    """By graphviz's `dot`, or by matplotlib where that is missing, fails, hangs or writes no whole picture."""
+    if program := shutil.which("dot"):
+        with suppress(OSError, subprocess.SubprocessError):
+            command = [program, f"-T{format}", *["-Gdpi=110"] * (format == "png")]
+            text = to_dot(root).encode(errors="replace")
+            done = subprocess.run(command, input=text, capture_output=True, check=True, timeout=20)
+            if done.stdout.rstrip().endswith((b"</svg>", b"IEND\xaeB`\x82")):
+                return done.stdout
+    return image(plot_graph(root), format)
 
 
 def image(figure, format: str = "png") -> bytes:
@@ -689,6 +683,12 @@ def write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        for _ in range(20):  # Windows refuses while somebody has the old file open
+            with suppress(PermissionError):
+                return os.replace(temporary, path)
+            time.sleep(0.05)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -724,11 +724,9 @@ def plot_graph(root: Value):
         for members in columns if neighbours is left else columns[::-1]:
             members.sort(key=lambda p: sum(row[n] for n in neighbours[p] or [p]) / len(neighbours[p] or [p]))
             row |= {p: i - (len(members) - 1) / 2 for i, p in enumerate(members)}
-
     dx, dy, w, h = 2.5, 0.75, 1.2, 0.6  # inches: between columns, between rows, of a box
     wide, tall = dx * len(columns) - 0.9, dy * max(map(len, columns)) + 0.2
-    figure = Figure(figsize=(wide, tall))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.8, wide - 0.8), ylim=(-tall / 2, tall / 2))
+    axes = Figure(figsize=(wide, tall)).add_axes((0, 0, 1, 1), xlim=(-0.8, wide - 0.8), ylim=(-tall / 2, tall / 2))
     axes.set_axis_off()
     for a, b in segments:  # each a curve to the ellipse, then a straight line
         x0, y0, x, y = column[a] * dx + w / 2, row[a] * dy, column[b] * dx, row[b] * dy
@@ -739,15 +737,15 @@ def plot_graph(root: Value):
         x, y = column[v] * dx, row[v] * dy
         style, color = ("square,pad=0", RESULT) if v._prev else ("round,pad=0,rounding_size=0.12", LEAF)
         axes.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=color))
-        axes.text(x, y, caption(v), ha="center", va="center", fontsize=8)
+        axes.text(x, y, caption(v), ha="center", va="center", fontsize=8, parse_math=False)
         if v._prev:
             axes.add_patch(Ellipse((x - 1.0, y), 0.66, 0.36, facecolor=OPERATION, edgecolor="black"))
-            axes.text(x - 1.0, y, operation(v), ha="center", va="center", fontsize=8)
-    return figure
+            axes.text(x - 1.0, y, operation(v), ha="center", va="center", fontsize=8, parse_math=False)
+    return axes.figure
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Toy data: points of the plane in two classes, −1 and 1
+# The demos: a network that tells two classes of points in the plane apart, −1 and 1; and a GPT that learns names
 
 SHAPES: dict[str, Callable] = {  # the place of a point: t runs from 0 to 1 along its class, s is −1 or 1
     "moons": lambda t, s, rng: (0.5 + s * (0.5 - math.cos(math.pi * t)), 0.25 + s * (0.25 - math.sin(math.pi * t))),
@@ -767,10 +765,6 @@ def make_data(shape: str, n: int, noise: float, rng=random) -> tuple[list[tuple[
     return points, targets
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The demos: a network that tells two moons apart, a GPT that learns names
-
-
 def network_demo(config: Config) -> None:
     start, rng = time.perf_counter(), random.Random(config.seed)
     points, targets = make_data(config.data, config.points, config.noise, rng)
@@ -782,74 +776,64 @@ def network_demo(config: Config) -> None:
     for step in range(config.max_steps):
         optimizer.lr = config.learning_rate * (1.0 - 0.9 * step / config.max_steps)
         batch = rng.sample(range(len(points)), config.batch_size) if config.batch_size else range(len(points))
-        answers = [targets[i] for i in batch]
-
-        scores = [model(points[i]) for i in batch]
+        scores, answers = [model(points[i]) for i in batch], [targets[i] for i in batch]
         loss = LOSSES[config.loss](scores, answers) + l2(optimizer.parameters, config.l2)
         model.zero_grad()
         loss.backward()
         optimizer.step()
-
         losses.append(loss.data)
-        if not math.isfinite(loss.data):
-            raise ValueError(f"the loss is {loss.data} in step {step}: try a smaller --learning-rate")
-        if time_to_report(step, config.max_steps):
-            print(f"step {step:5d} | loss {loss.data:.4f} | accuracy {accuracy(scores, answers):.0%}", flush=True)
+        report(step, config, loss, f"loss {loss.data:.4f} | accuracy {accuracy(scores, answers):.0%}")
 
     scores = [model(point) for point in points]
     loss = LOSSES[config.loss](scores, targets) + l2(optimizer.parameters, config.l2)
     print(f"loss {loss.data:.4f}, accuracy {accuracy(scores, targets):.1%}, {time.perf_counter() - start:.1f} seconds")
-    draw_figures(model, points, targets, [*losses, loss.data], Path(config.work_dir))
+    try:
+        draw_figures(model, points, targets, [*losses, loss.data], Path(config.work_dir))
+    except ImportError:
+        print("no figures: they need matplotlib (pip install matplotlib)")
+    except OSError as error:
+        print(f"micrograd: cannot write the figures: {error}", file=sys.stderr)
 
 
 def accuracy(scores: Sequence[Value], targets: Sequence[int]) -> float:
     return sum((s > 0) == (t > 0) for s, t in zip(scores, targets)) / len(targets)
 
 
-def time_to_report(step: int, steps: int) -> bool:
-    return step % max(1, steps // 10) == 0 or step == steps - 1
+def report(step: int, config: Config, loss: Value, words: str) -> None:
+    """About ten lines in a run, the last step among them."""
+    if not math.isfinite(loss.data):
+        raise ValueError(f"the loss is {loss.data} in step {step}: try a smaller --learning-rate")
+    if step % max(1, config.max_steps // 10) == 0 or step == config.max_steps - 1:
+        print(f"step {step:5d} | {words}", flush=True)
 
 
 def draw_figures(model: MLP, points: Sequence, targets: Sequence, losses: Sequence[float], folder: Path) -> None:
-    """Three figures, if possible: the result is printed already, so what keeps them from being drawn is no failure."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no figures: they need matplotlib (pip install matplotlib)")
-        return
+    from matplotlib.figure import Figure
 
     (left, right), (low, high) = ((min(c) - 0.4, max(c) + 0.4) for c in zip(*points))
     xs, ys = ([a + (b - a) * i / 64 for i in range(65)] for a, b in ((left, right), (low, high)))
     scores = [[max(-3.0, min(3.0, model((x, y)).data)) for x in xs] for y in ys]
-    boundary = Figure(figsize=(5, 4), layout="constrained")
+    boundary, curve = (Figure(figsize=size, layout="constrained") for size in ((5, 4), (5, 3.2)))
     axes = boundary.subplots(subplot_kw={"xticks": [], "yticks": [], "title": "decision boundary"})
     axes.contourf(xs, ys, scores, levels=[i / 4 for i in range(-12, 13)], cmap="RdBu", alpha=0.75)
     axes.contour(xs, ys, scores, levels=[0.0], colors="black", linewidths=1)
     axes.scatter(*zip(*points), s=22, c=["#2166ac" if t > 0 else "#b2182b" for t in targets], ec="white", lw=0.6)
-
-    curve = Figure(figsize=(5, 3.2), layout="constrained")
     axes = curve.subplots(subplot_kw={"xlabel": "step", "ylabel": "loss", "yscale": "log", "title": "training loss"})
-    axes.plot(losses)
+    axes.plot([min(loss, 1e99) for loss in losses])
     axes.grid(alpha=0.3, which="both")
-
     neuron = render(one_neuron(model.layers[0], points), "png")
     pictures = {"boundary.png": image(boundary), "loss.png": image(curve), "neuron.png": neuron}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            write(folder / name, picture)
-    except OSError as error:
-        print(f"micrograd: cannot write the figures: {error}", file=sys.stderr)
-    else:
-        print("figures:", *(folder / name for name in pictures))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        write(folder / name, picture)
+    print("figures:", *(folder / name for name in pictures))
 
 
 def one_neuron(layer: Layer, points: Sequence) -> Value:
     """The graph of one neuron at one point: those of the largest output, as the gradients of a ReLU at 0 are all 0."""
     neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
-    inputs = [Value(x) for x in point]
-    out = neuron(inputs)
-    for v, label in zip([*inputs, *neuron.w, neuron.b, out], ("x1", "x2", "w1", "w2", "b", "output")):
+    out = neuron([Value(x, label) for x, label in zip(point, ("x1", "x2"))])
+    for v, label in zip([*neuron.w, neuron.b, out], ("w1", "w2", "b", "output")):
         v.label = label
     neuron.zero_grad()
     out.backward()
@@ -857,8 +841,7 @@ def one_neuron(layer: Layer, points: Sequence) -> Value:
 
 
 def gpt_demo(config: Config) -> None:
-    rng = random.Random(config.seed)
-    names = read_names(config.input_file)
+    rng, names = random.Random(config.seed), read_names(config.input_file)
     rng.shuffle(names)
     alphabet = sorted(set("".join(names)))
     end = len(alphabet)  # one more token, which starts a name and ends it
@@ -869,30 +852,28 @@ def gpt_demo(config: Config) -> None:
     start, recent = time.perf_counter(), []
     for step in range(config.max_steps):
         optimizer.lr = config.learning_rate * (1.0 - step / config.max_steps)
-        tokens = [end, *map(alphabet.index, names[step % len(names)]), end][: model.block_size + 1]
-
-        cache = []
+        tokens, cache = [end, *map(alphabet.index, names[step % len(names)]), end][: model.block_size + 1], []
         loss = mean(cross_entropy(model(token, cache), target) for token, target in pairwise(tokens))
         model.zero_grad()
         loss.backward()
         optimizer.step()
-
-        recent = [*recent[-99:], loss.data]
-        if time_to_report(step, config.max_steps):
-            average, seconds = sum(recent) / len(recent), time.perf_counter() - start
-            print(f"step {step:5d} | loss of the last hundred {average:.4f} | {seconds:.0f} s", flush=True)
+        recent, seconds = [*recent[-99:], loss.data], time.perf_counter() - start
+        report(step, config, loss, f"loss of the last hundred {sum(recent) / len(recent):.4f} | {seconds:.0f} s")
     for _ in range(config.num_samples):
         print(sample(model, alphabet, config.temperature, rng), flush=True)
 
 
 def read_names(path: str) -> list[str]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        size = os.path.getsize(path)  # 0 for a pipe or a device, too, which may never end
+        raw = Path(path).read_bytes() if 0 < size <= 2**25 else b""
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")  # 16: PowerShell's `>`
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        if not names or "\0" in text or len(set(text)) > 10_000:
+            many = "it has over 10,000 different letters" if names else "it holds no names, or is no file"
+            raise ValueError("it has over 32 MB" if size > 2**25 else "it is binary" if "\0" in text else many)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path!r} ({error}): give a UTF-8 text file of names with -i") from None
-    names = [line.strip() for line in text.splitlines() if line.strip()]
-    if not names:
-        raise ValueError(f"{path!r} holds no names: give a text file with one name per line")
     return names
 
 
@@ -937,14 +918,19 @@ class Config:
             if getattr(self, f.name) is None:
                 setattr(self, f.name, next(x for user, x in f.metadata["defaults"].items() if user in self.users))
             value, least = getattr(self, f.name), f.metadata["least"]
-            if not isinstance(value, str) and not least <= value < math.inf:
-                raise ValueError(f"{spell(f)} is {value}: give a number from {least:g} up")
+            if value == [] or (value == "" and f.name != "layers"):  # []: what argparse makes of --layers=--
+                raise ValueError(f"{spell(f)} is empty: give it a value, or leave it out")
+            if not isinstance(value, str) and not least <= value < 1e30:
+                raise ValueError(f"{spell(f)} is {value}: give a number from {least:g} up, and below 1e30")
         if self.batch_size > self.points:
             raise ValueError(f"--batch-size is {self.batch_size} of {self.points} points: give 0 to {self.points}")
         words = self.layers.split(",") if self.layers.strip() else []
-        if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        if not all(re.fullmatch(r"\s*0*[1-9]\d{0,9}\s*", word) for word in words):
             raise ValueError(f"--layers is {self.layers!r}: give whole numbers from 1 up, like 16,16")
         self.widths = list(map(int, words))
+        memory = self.points * sum(b * (32 * a + 500) for a, b in pairwise([2, *self.widths, 1])) / 2**30
+        if memory > 4:
+            raise ValueError(f"--points {self.points} and --layers {self.layers} take {memory:.0f} GiB: give less")
 
 
 def spell(f) -> str:
@@ -974,7 +960,7 @@ def parse(argv: Sequence[str]) -> Config:
     hyphens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
     given = vars(flags(()).parse_args(hyphens))
     if given.pop("help", False):  # only now is it known whose defaults to show
-        flags(Config(**given).users if given else ("", *DEMOS, *OPTIMIZERS)).print_help()
+        print(flags(Config(**given).users if given else ("", *DEMOS, *OPTIMIZERS)).format_help(), end="", flush=True)
         sys.exit(0)
     config = Config(**given)
     users = {spell(f): f.metadata["of"] for f in fields(config) if f.name in given}
@@ -985,18 +971,34 @@ def parse(argv: Sequence[str]) -> Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit status: 2 after a mistake, told in one line; 130 after Ctrl-C."""
+    status, words = 0, ""
     try:
+        prepare_output()
         config = parse(sys.argv[1:] if argv is None else argv)
         DEMOS[config.demo](config)
-    except BrokenPipeError:  # the reader of our output, `head` for example, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        print(f"micrograd: {error}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
-    return 0
+        status, words = 130, "micrograd: stopped\n"
+    except (ValueError, OSError, MemoryError) as error:
+        if not isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has seen enough
+            status, words = 2, f"micrograd: {' '.join(str(error).splitlines()) or 'out of memory'}\n"
+    for stream, text in ((sys.stderr, words), (sys.stdout, "")):
+        try:
+            print(text, end="", file=stream, flush=True)
+        except OSError:  # a full disk, or nobody there: do not try again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return status
+
+
+def prepare_output() -> None:
+    """Files and pipes get UTF-8, a terminal what it can show; what is closed, as by `>&-`, is opened on nothing."""
+    for name in ("stdin", "stdout", "stderr"):  # in this order, so that each gets its own number back
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
 
 
 # The original's modules, micrograd.engine and micrograd.nn, are this file: an import looks into sys.modules first.

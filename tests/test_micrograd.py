@@ -4,15 +4,19 @@
 import copy
 import gc
 import inspect
+import io
 import math
 import os
 import pickle
 import random
 import re
+import shlex
+import statistics
 import subprocess
 import sys
 import weakref
-from dataclasses import fields
+from dataclasses import asdict, fields
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,11 +57,12 @@ from micrograd import (
 torch.set_num_threads(1)  # the tensors here are small; a second thread only waits
 SCRIPT = Path(micrograd.__file__)
 INF, NAN = math.inf, math.nan
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a shell, or a limit that only POSIX systems can set")
 
 
 def close(a, b, tolerance=1e-9):
     """Equal as numbers: relatively close, or the same inf, or both nan."""
-    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= tolerance * max(1.0, abs(a), abs(b))
+    return (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def double(x):
@@ -169,6 +174,75 @@ def test_gradcheck_shows_both_and_finds_a_wrong_derivative():
     assert len(table[0].splitlines()) == 3 and "backward" in table[0] and "measured" in table[0]
     wrong = lambda a: micrograd.node(a.data**2, (a,), (a.data,), "wrong")  # noqa: E731
     assert gradcheck(wrong, 2.0, show=table.append) == pytest.approx(0.5, rel=1e-3)
+
+
+# What comes after an operation: slopes that are infinite or nan at 0, at large numbers, or everywhere. A gradient that
+# is masked stays 0, whatever comes from above.
+STEEP = {
+    "sqrt": (Value.sqrt, torch.sqrt),
+    "log": (Value.log, torch.log),
+    "1 / y": (lambda y: 1 / y, lambda y: 1 / y),
+    "y ** -1": (lambda y: y**-1, lambda y: y**-1),
+    "y ** 0.3": (lambda y: y**0.3, lambda y: y**0.3),
+    "exp(1000 y)": (lambda y: (y * 1000).exp(), lambda y: (y * 1000).exp()),
+    "y * inf": (lambda y: y * INF, lambda y: y * INF),
+    "y * nan": (lambda y: y * NAN, lambda y: y * NAN),
+    "y / 0": (lambda y: y / 0, lambda y: y / 0),
+}
+SIGNS = torch.tensor([1.0, -1.0], dtype=torch.float64)
+PAIRS = BINARY | {
+    "hinge": (lambda a, b: hinge([a, b], [1, -1]), lambda a, b: torch.relu(1 - SIGNS * torch.stack([a, b])).mean()),
+    "squared": (lambda a, b: squared_error([a, b], [1, -1]), lambda a, b: ((torch.stack([a, b]) - SIGNS) ** 2).mean()),
+    "mean": (lambda a, b: mean([a, b]), lambda a, b: torch.stack([a, b]).mean()),
+    "dot": (lambda a, b: dot([a], [b]), lambda a, b: torch.stack([a]) @ torch.stack([b])),
+}
+POINTS = [-INF, -2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 2.0, INF, NAN]
+
+
+@pytest.mark.parametrize("steep", STEEP)
+def test_steep_slopes_like_torch(steep):
+    (f, g), wrong, compared = STEEP[steep], [], 0
+    after = lambda last, first: lambda *inputs: last(first(*inputs))  # noqa: E731
+    cases = [(name, op, (x,)) for name, op in UNARY.items() for x in POINTS]
+    cases += [(name, op, (a, b)) for name, op in PAIRS.items() for a in POINTS for b in POINTS]
+    for name, (ours, theirs), inputs in cases:
+        try:
+            a, b = both(after(f, ours), after(g, theirs), *inputs)
+        except ValueError as error:
+            assert "is not a real number" in str(error)
+            continue
+        compared += 1
+        if not all(map(close, a, b)):
+            wrong.append(f"{name} at {inputs}, then {steep}: {a}, torch {b}")
+    assert compared > 900 and wrong == []
+
+
+def test_where_torch_differs_on_purpose():
+    """A plain exponent of 0.5 is the square root in torch; and below an infinite slope its softmax takes inf − inf."""
+    for exponent in (0.5, -0.5):
+        for x in (-INF, -0.0):
+            y = Value(x) ** exponent
+            assert y.data == (Value(x) ** Value(exponent)).data == (torch.tensor(x) ** torch.tensor(exponent)).item()
+    for f, g in ((softmax, torch.softmax), (lambda v, _: [cross_entropy(v, 0)], lambda t, _: -t.log_softmax(0)[:1])):
+        v, t = [Value(0.0), Value(1.0)], torch.zeros(2, requires_grad=True)
+        (f(v, 1.0)[0] * INF).backward()
+        (g(t, 0)[0] * INF).backward()
+        assert all(math.isinf(x.grad) for x in v) and t.grad.isnan().any()
+
+
+def test_a_masked_operand_is_still_in_the_graph():
+    """It gets no gradient, but it is drawn, and its own gradient starts from zero again."""
+    a, b = Value(-1.0), Value(2.0)
+    for inner, outer in ((a * 1, lambda v: v.relu()), (a * 1, lambda v: v.max(b)), (a * 1, lambda v: v**0)):
+        inner.backward()
+        y = outer(inner)
+        y.backward()
+        assert inner.grad == 0.0 and inner in topological(y) and inner in trace(y)[0]
+    inner, c = a * -9, Value(2.0)
+    inner.backward()
+    loss = hinge([inner, c], [1, -1])
+    loss.backward()
+    assert (inner.grad, c.grad) == (0.0, 0.5) and set(loss._prev) == {inner, c}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -481,7 +555,7 @@ def test_fused_operations_are_one_node_and_equal_plain_ones():
         y.backward()
         gradients.append([y.data, *(v.grad for v in (*ws, *xs, b))])
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-12)
-    assert len(topological(dot(ws, xs, b))) == 1
+    assert len(topological(dot(ws, xs, b))) == 1 and dot([1.0] * 1000, [2.0] * 1000).data == 2000.0
     assert dot(ws, [1.0] * 5)._prev == tuple(ws) and dot([1.0] * 5, xs)._prev == tuple(xs)
     assert len(dot(ws, [1.0, xs[0], 2.0, 3.0, 4.0])._prev) == 10
     assert total(xs).data == sum(x.data for x in xs) and mean(xs).data == pytest.approx(sum(x.data for x in xs) / 5)
@@ -649,6 +723,14 @@ def test_gpt_learns_and_speaks(tmp_path):
     assert lines[0].startswith("2 names of 2 letters") and lines[-5:] == ["anna"] * 5
 
 
+def test_a_long_name_is_cut_to_what_the_model_can_see(tmp_path, monkeypatch, capsys):
+    seen, call = [], GPT.__call__
+    monkeypatch.setattr(GPT, "__call__", lambda self, token, cache: (seen.append(token), call(self, token, cache))[1])
+    (tmp_path / "names").write_text("ab" * 20 + "\n")
+    micrograd.main(["--demo", "gpt", "-i", str(tmp_path / "names"), "--max-steps", "1", "--num-samples", "0"])
+    assert seen == [2, *[0, 1] * 7, 0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing
 
@@ -706,6 +788,22 @@ def test_boxes_do_not_overlap_without_dot():
     assert all(left <= b.x0 and b.x1 <= right and low <= b.y0 and b.y1 <= high for b in boxes)
 
 
+def test_lines_lead_from_box_to_box_without_dot():
+    """Each begins in the middle of a box's right border, or where another ends, and runs to the right."""
+    from matplotlib.patches import FancyBboxPatch, PathPatch
+
+    y = MLP(2, [3, 1], rng=random.Random(0))([Value(1.0), Value(2.0)])
+    y = (y * 2 + 1).tanh() + y._prev[-1]  # an edge that passes many columns
+    figure = micrograd.plot_graph(y)
+    boxes = [p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)]
+    borders = {(round(b.get_x() + b.get_width(), 9), round(b.get_y() + b.get_height() / 2, 9)) for b in boxes}
+    lines = [p.get_path().vertices.round(9) for p in figure.axes[0].patches if isinstance(p, PathPatch)]
+    starts, ends = ({tuple(line[i]) for line in lines} for i in (0, -1))
+    assert starts - borders == ends - borders != set() and borders <= starts | ends
+    for (x0, y0), (x1, y1), (x2, y2), (x3, y3), (x4, y4) in lines:
+        assert x0 < x1 == x2 < x3 < x4 and y0 == y1 and y2 == y3 == y4
+
+
 @pytest.mark.skipif(not micrograd.shutil.which("dot"), reason="graphviz is not installed")
 def test_draw_with_dot(tmp_path):
     draw(neuron_graph(), tmp_path / "graph.svg")
@@ -719,13 +817,82 @@ def test_a_notebook_shows_small_graphs_only():
     assert total(Value(1.0) for _ in range(500))._repr_svg_() is None
 
 
-def test_draw_where_dot_fails(tmp_path, monkeypatch):
-    """Some builds of graphviz cannot write png."""
-    (tmp_path / "dot").write_text("#!/bin/sh\necho 'Format: png not recognized' >&2\nexit 1\n")
+@posix
+def test_the_picture_of_dot_is_taken(tmp_path, monkeypatch):
+    """Its arguments, its input, and its picture, byte for byte; also in a notebook."""
+    endings = r"case $1 in -Tpng) printf '\211PNG\r\nIEND\256B`\202';; *) echo '<svg>graphviz</svg>';; esac"
+    script = f"#!/bin/sh\necho $* >> {tmp_path}/arguments; cat > {tmp_path}/input\n{endings}\n"
+    (tmp_path / "dot").write_text(script)
     (tmp_path / "dot").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    y = neuron_graph()
+    y.label = "ł \ud800"
+    draw(y, tmp_path / "graph.png")
+    draw(y, tmp_path / "graph.svg")
+    assert (tmp_path / "graph.png").read_bytes() == b"\x89PNG\r\nIEND\xaeB`\x82"
+    assert (tmp_path / "graph.svg").read_text() == y._repr_svg_() == "<svg>graphviz</svg>\n"
+    assert (tmp_path / "arguments").read_text().splitlines() == ["-Tpng -Gdpi=110", "-Tsvg", "-Tsvg"]
+    assert (tmp_path / "input").read_text(encoding="utf-8") == to_dot(y).replace("\ud800", "?")
+
+
+BROKEN = {  # what a `dot` may do instead of drawing
+    "no plugins": "echo 'Format: png not recognized' >&2; exit 1",
+    "a crash": "kill -SEGV $$",
+    "silence": "exit 0",
+    "a picture, and an error": "echo '<svg></svg>'; exit 1",
+    "garbage": "cat; echo '<svg> but no end'",
+    "half a picture": "printf '\\211PNG\\r\\n'",
+    "no end": "sleep 60",
+}
+
+
+@pytest.fixture(params=[*BROKEN, "no program"])
+def broken_dot(request, tmp_path, monkeypatch):
+    """A `dot` that is there and does not work, as without plugins, or as conda's dot.bat was on Windows."""
+    script = "not a program" if request.param == "no program" else f"#!/bin/sh\n{BROKEN[request.param]}\n"
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "dot").write_text(script)
+    (folder / "dot").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    run, waits = subprocess.run, []
+
+    def impatient(*arguments, **options):
+        waits.append(options.get("timeout"))
+        return run(*arguments, **options | {"timeout": 0.5})
+
+    monkeypatch.setattr(subprocess, "run", impatient)
+    yield
+    assert waits and all(wait and wait <= 60 for wait in waits)
+
+
+@posix
+def test_draw_where_dot_is_broken(broken_dot, tmp_path):
     draw(neuron_graph(), tmp_path / "graph.png")
+    draw(neuron_graph(), tmp_path / "graph.svg")
     assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+    picture = (tmp_path / "graph.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<?xml") and picture.endswith("</svg>\n")
+    assert neuron_graph()._repr_svg_().startswith("<?xml")
+
+
+@posix
+def test_a_notebook_never_sees_an_exception(broken_dot, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert neuron_graph()._repr_svg_() is None
+
+
+def test_a_notebook_shows_whatever_stands_in_a_value():
+    y = neuron_graph()
+    y._prev[0].data, y.label = None, "\ud800"  # no number, and no character
+    assert y._repr_svg_() is None or "<svg" in y._repr_svg_()
+
+
+def test_dollars_are_no_mathematics(tmp_path, monkeypatch):
+    monkeypatch.setattr(micrograd.shutil, "which", lambda name: None)
+    a = Value(1.0, r"$\nonsense$")
+    draw(micrograd.node(1.0, (a,), (1.0,), "$^^$"), tmp_path / "graph.svg")
+    assert r"$\nonsense$" in (tmp_path / "graph.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("failing", ["write_bytes", "replace"])
@@ -745,12 +912,70 @@ def test_a_full_disk_leaves_the_old_picture(failing, tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("refusals", [3, 1000])
+def test_windows_while_somebody_looks_at_the_picture(refusals, tmp_path, monkeypatch):
+    """There, os.replace fails while another program has the file open: we wait for a second."""
+    path, tried, slept, replace = tmp_path / "graph.png", [], [], os.replace
+    path.write_bytes(b"old")
+
+    def locked(source, target):
+        tried.append(target)
+        if len(tried) <= refusals:
+            raise PermissionError(13, "Access is denied", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", locked)
+    monkeypatch.setattr(micrograd.time, "sleep", slept.append)
+    if refusals == 3:
+        draw(neuron_graph(), path)
+        assert path.read_bytes().startswith(b"\x89PNG") and len(tried) == 4
+    else:
+        with pytest.raises(PermissionError, match="Access is denied"):
+            draw(neuron_graph(), path)
+        assert path.read_bytes() == b"old" and 0.5 <= sum(slept) <= 2.0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    events, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: events.append(os.fstat(number).st_size))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("renamed"), replace(a, b)))
+    draw(neuron_graph(), tmp_path / "graph.png")
+    assert events == [(tmp_path / "graph.png").stat().st_size, "renamed"]
+
+
+@posix
+def test_a_full_disk(tmp_path):
+    """Not imitated: the system refuses to write more than a thousand bytes to a file."""
+    code = """
+import resource, signal, sys, micrograd
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.exit(micrograd.main(["--points", "5", "--max-steps", "1", "--layers", "2", "-o", "."]))
+"""
+    (tmp_path / "boundary.png").write_text("old")
+    result = python(code, cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr.startswith("micrograd: cannot write the figures: ")
+    assert result.stderr.count("\n") == 1 and [p.name for p in tmp_path.iterdir()] == ["boundary.png"]
+    assert (tmp_path / "boundary.png").read_text() == "old"
+
+
 def test_draw_refuses(tmp_path):
     with pytest.raises(ValueError, match=r"has to end in \.svg or \.png"):
         draw(Value(1.0), tmp_path / "graph.gif")
     with pytest.raises(ValueError, match="nobody can read a graph of 501 nodes"):
         draw(total(Value(1.0) for _ in range(500)), tmp_path / "graph.svg")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_largest_graph_that_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(micrograd, "render", lambda root, format: b"a picture")
+    most, more = (total(Value(1.0) for _ in range(n)) for n in (399, 400))
+    draw(most, tmp_path / "graph.svg")
+    assert most._repr_svg_() == "a picture" and (tmp_path / "graph.svg").read_bytes() == b"a picture"
+    with pytest.raises(ValueError, match="nobody can read a graph of 401 nodes: draw a part of it, up to 400"):
+        draw(more, tmp_path / "graph.svg")
+    assert more._repr_svg_() is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -823,6 +1048,10 @@ def test_the_lectures_own_drawing_code():
         (lambda: softmax([]), "softmax of no logits"),
         (lambda: logistic([Value(1.0)], []), "1 scores met 0 targets"),
         (lambda: GPT(5, n_embd=10, n_head=4), "4 heads cannot share 10 channels"),
+        (lambda: GPT(5, n_head=0), "0 heads cannot share 16 channels"),
+        (lambda: GPT(5)(5, []), "token 5 at position 0: give one of 5 tokens, at up to 16 positions"),
+        (lambda: GPT(5)(-1, []), "token -1 at position 0"),
+        (lambda: GPT(5, block_size=2)(1, [([], [])] * 2), "token 1 at position 2: .* up to 2 positions"),
         (lambda: hinge([Value(1.0)], [1, -1]), "1 scores met 2 targets"),
         (lambda: cross_entropy([Value(1.0), Value(2.0)], 2), "target 2 is not one of 2 classes: give 0 to 1"),
     ],
@@ -830,6 +1059,63 @@ def test_the_lectures_own_drawing_code():
 def test_wrong_values(attempt, words):
     with pytest.raises(ValueError, match=words):
         attempt()
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -0.0, -1.0, NAN, -INF, "1", None, Value(1.0), [1.0]])
+def test_wrong_temperatures(temperature):
+    model = GPT(3, rng=random.Random(0))
+    words = f"^the temperature is {re.escape(repr(temperature))}: give a number above 0"
+    for attempt in (
+        lambda: softmax([Value(1.0), Value(2.0)], temperature),
+        lambda: micrograd.probabilities([1.0, 2.0], temperature),
+        lambda: micrograd.sample(model, "ab", temperature),
+    ):
+        with pytest.raises(ValueError, match=words):
+            attempt()
+
+
+def test_temperatures_of_any_kind():
+    for temperature in (np.float32(0.5), np.int64(2), Fraction(1, 2), 1e-300, INF, True):
+        v = [Value(1.0), Value(2.0)]
+        p = softmax(v, temperature)
+        (p[0] * 2).backward()
+        assert sum(x.data for x in p) == pytest.approx(1.0) and all(type(x.grad) is type(x.data) is float for x in v)
+
+
+@pytest.mark.parametrize("target", [2, -1, 1.0, 0.5, NAN, True, False, np.True_, "1", None, Value(1.0), [1], 10**30])
+def test_wrong_classes(target):
+    with pytest.raises(ValueError, match=re.escape(f"target {target!r} is not one of 2 classes: give 0 to 1")):
+        cross_entropy([Value(1.0), Value(2.0)], target)
+
+
+def test_classes_of_any_whole_kind():
+    for target in (1, np.int64(1), np.uint8(1)):
+        v = [Value(1.0), Value(2.0)]
+        loss = cross_entropy(v, target)
+        loss.backward()
+        assert type(loss.data) is type(v[0].grad) is type(v[1].grad) is float and v[1].grad < 0.0 < v[0].grad
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "words"),
+    [
+        (hinge, 0, "hinge met the target 0.0: give −1 or 1"),
+        (hinge, NAN, "hinge met the target nan: give −1 or 1"),
+        (hinge, False, "hinge met the target 0.0: give −1 or 1"),
+        (logistic, 0.5, "logistic met the target 0.5: give −1 or 1"),
+        (logistic, Value(1.0), r"logistic met the target Value\(data=1.0, grad=0.0\): give plain numbers"),
+        (squared_error, Value(3.0), r"squared error met the target Value\(data=3.0, grad=0.0\): give plain numbers"),
+    ],
+)
+def test_wrong_targets(loss, target, words):
+    """Labels 0 and 1 would have a loss that does not depend on the score; a Value would get no gradient."""
+    with pytest.raises(ValueError, match=words):
+        loss([Value(0.3)], [target])
+    with pytest.raises(TypeError, match="'1' is not a number"):
+        loss([Value(0.3)], ["1"])
+    with pytest.raises(TypeError, match="1 is not a list"):
+        loss([Value(0.3)], 1)
+    assert squared_error([Value(0.5)], [0]).data == 0.25 and hinge([Value(0.5)], [True]).data == 0.5
 
 
 def test_wrong_types():
@@ -854,6 +1140,27 @@ def test_wrong_types():
         (["--max", "3"], "unrecognized arguments: --max 3"),
         (["--demo", "gpt", "--points", "1"], "--points is 1: give a number from 2 up"),
         (["--demo", "gpt", "-i", "no-such-file"], "cannot read 'no-such-file'"),
+        (["--demo", "gpt", "-i", "."], "cannot read '.'"),
+        (["--demo", "gpt", "-i", os.devnull], "cannot read"),
+        (["-i", ""], "--input-file is empty: give it a value, or leave it out"),
+        (["-o", ""], "--work-dir is empty: give it a value, or leave it out"),
+        (["--work_dir="], "--work-dir is empty"),
+        (["--layers=--"], "--layers"),
+        (["--data", ""], "invalid choice: ''"),
+        (["--seed", ""], "invalid int value: ''"),
+        (["--opt", "adam"], "unrecognized arguments: --opt adam"),
+        (["--max_step=3"], "unrecognized arguments: --max-step=3"),
+        (["--max_steps=-3"], "--max-steps is -3"),
+        (["-l", "-1"], "--learning-rate is -1.0: give a number from 0 up"),
+        (["-l", "1e39"], "--learning-rate is 1e+39: give a number from 0 up, and below 1e30"),
+        (["--seed", "9" * 400], "999: give a number from -inf up, and below 1e30"),
+        (["--max-steps", "9" * 5000], "invalid int value: '999"),
+        (["--layers", "9" * 5000], "give whole numbers from 1 up"),
+        (["--layers", "16,,16"], "--layers is '16,,16'"),
+        (["--layers", "0"], "--layers is '0'"),
+        (["--layers", "100000,100000"], "--points 100 and --layers 100000,100000 take 29813 GiB"),
+        (["--points", "10000000000"], "GiB: give less"),
+        (["--loss", "squared", "-l", "1e20", "--max-steps", "40"], "the loss is inf in step"),
         (["-l", "1e6", "--loss", "squared"], "try a smaller --learning-rate"),
     ],
 )
@@ -865,13 +1172,48 @@ def test_the_command_line_refuses_in_one_line(arguments, words, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_or_broken_file_of_names(tmp_path, capsys):
-    (tmp_path / "empty").write_text("\n \n")
-    assert micrograd.main(["--demo", "gpt", "-i", str(tmp_path / "empty")]) == 2
-    assert "holds no names" in capsys.readouterr().err
-    (tmp_path / "broken").write_bytes(b"anna\n\xff\xfe\n")
-    assert micrograd.main(["--demo", "gpt", "-i", str(tmp_path / "broken")]) == 2
-    assert "give a UTF-8 text file" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it holds no names"),
+        (b"\n \n", "it holds no names"),
+        (b"\xff\xfe", "it holds no names"),
+        (b"anna\n\xff\xfe\n", "can't decode byte 0xff in position 5: invalid start byte"),
+        (b"\xff\xfea", "truncated data"),
+        (b"an\0na\n", "it is binary"),
+        (b"\xff\xfe\0\0a\0\0\0", "it is binary"),
+        ("\n".join(map(chr, range(20_000, 31_000))).encode(), "it has over 10,000 different letters"),
+        (b"anna\n" * 10_000_000, "it has over 32 MB"),
+    ],
+    ids=range(9),
+)
+def test_a_file_that_holds_no_names(content, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("names").write_bytes(content)
+    assert micrograd.main(["--demo", "gpt", "-i", "names"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith("micrograd: cannot read 'names' (") and words in error
+    assert error.endswith("): give a UTF-8 text file of names with -i\n")
+
+
+@posix
+@pytest.mark.parametrize("endless", ["pipe", "/dev/zero"])
+def test_what_never_ends_is_not_read(endless, tmp_path):
+    """A pipe that nobody writes to, and a device that writes for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    result = run("--demo", "gpt", "-i", endless, cwd=tmp_path, timeout=20)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"micrograd: cannot read '{endless}' (it holds no names, or is no file)")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_names_as_windows_writes_them(encoding, newline, tmp_path):
+    """PowerShell's `>` writes UTF-16 with a byte order mark."""
+    text = "\ufeff" * encoding.endswith("e") + newline.join(["ännä", "", " bo ", "\U0001f600"])
+    (tmp_path / "names").write_bytes(text.encode(encoding))
+    assert micrograd.read_names(str(tmp_path / "names")) == ["ännä", "bo", "\U0001f600"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -879,11 +1221,12 @@ def test_an_empty_or_broken_file_of_names(tmp_path, capsys):
 
 
 def test_the_demo(tmp_path):
-    result = run("--max-steps", 20, "--points", 40, "-o", tmp_path / "figures", cwd=tmp_path)
+    result = run("--max-steps", 20, "--points", 40, cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     assert re.search(r"loss \d\.\d{4}, accuracy [\d.]+%, [\d.]+ seconds", result.stdout)
     for name in ("boundary.png", "loss.png", "neuron.png"):
-        assert name in result.stdout and (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+        path = Path("out", "micrograd", name)
+        assert str(path) in result.stdout and (tmp_path / path).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("data", micrograd.SHAPES)
@@ -892,6 +1235,28 @@ def test_shapes_have_two_classes_and_repeat_by_seed(data):
     assert (points, targets) == make_data(data, 51, 0.05, random.Random(1))
     assert sorted(set(targets)) == [-1, 1] and abs(sum(targets)) == 1 and len(points) == 51
     assert all(abs(c) < 2.5 for point in points for c in point)
+
+
+def test_the_shapes_themselves():
+    """Without noise: two half circles, circles of radius 1 and 0.5, arms of one and a half turns, four squares."""
+    places = {shape: list(zip(*make_data(shape, 60, 0.0, random.Random(0)))) for shape in micrograd.SHAPES}
+    for (x, y), s in places["moons"]:
+        dx, dy = x - (0.5 + s * 0.5), y - (0.25 + s * 0.25)
+        assert math.hypot(dx, dy) == pytest.approx(1.0) and s * dy < 0
+    for (x, y), s in places["circles"]:
+        assert math.hypot(x, y) == pytest.approx(0.5 if s > 0 else 1.0)
+    for (x, y), s in places["spiral"]:
+        t = math.hypot(x, y)
+        assert (s * x, s * y) == pytest.approx((t * math.cos(3 * math.pi * t), t * math.sin(3 * math.pi * t)))
+    for (x, y), s in places["xor"]:
+        assert abs(x) <= 1 and abs(y) <= 1 and math.copysign(1, x * y) == -s
+    assert all(min(c) < -0.8 and max(c) > 0.8 for c in zip(*(point for point, _ in places["xor"])))
+
+
+def test_noise_is_on_both_coordinates():
+    quiet, loud = (make_data("moons", 4000, noise, random.Random(0))[0] for noise in (0.0, 0.5))
+    for a, b in zip(zip(*quiet), zip(*loud)):
+        assert statistics.stdev(y - x for x, y in zip(a, b)) == pytest.approx(0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -916,13 +1281,98 @@ def test_the_same_seed_gives_the_same_run(tmp_path, capsys):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_interrupted(monkeypatch, capsys):
-    def stop(config):
+def test_about_ten_lines_in_a_run_and_the_last_step(monkeypatch, capsys):
+    monkeypatch.setattr(micrograd, "draw_figures", lambda *arguments: None)
+    for steps, shown in ((0, []), (1, [0]), (3, [0, 1, 2]), (26, [*range(0, 26, 2), 25])):
+        micrograd.main(["--points", "2", "--layers", "1", "--max-steps", str(steps)])
+        assert re.findall(r"^step +(\d+) \|", capsys.readouterr().out, re.MULTILINE) == list(map(str, shown))
+
+
+@pytest.mark.parametrize("place", ["make_data", "report", "draw_figures", "image", "write"])
+def test_interrupted(place, monkeypatch, tmp_path, capsys):
+    def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(micrograd.DEMOS, "network", stop)
-    assert micrograd.main([]) == 130
-    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setattr(micrograd, place, stop)
+    assert micrograd.main([*DEMO, str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "micrograd: stopped\n" and not list(tmp_path.iterdir())
+
+
+def test_out_of_memory(monkeypatch, capsys):
+    def fill(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(micrograd, "make_data", fill)
+    assert micrograd.main([]) == 2
+    assert capsys.readouterr().err == "micrograd: out of memory\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output: closed, full, broken off, or in an encoding that lacks a letter
+
+
+def shell(command, **options):
+    """The command line in a shell, where PROGRAM stands for micrograd."""
+    command = command.replace("PROGRAM", shlex.join([sys.executable, str(SCRIPT)]))
+    return subprocess.run(command, shell=True, capture_output=True, text=True, **options)
+
+
+SHORT = "PROGRAM --max-steps 2 --points 5 --layers 2 -o figures"
+
+
+@posix
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_output_is_closed(closed, tmp_path):
+    """It works on; and no figure is opened under the number of standard output."""
+    result = shell(f"{SHORT} {closed}", cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["boundary.png", "loss.png", "neuron.png"]
+    result = shell(f"PROGRAM --nonsense {closed}", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == (not closed.endswith("2>&-"))
+
+
+@posix
+def test_a_closed_stream_does_not_lend_its_number(tmp_path):
+    code = "import micrograd, os, sys; micrograd.prepare_output(); sys.exit(os.open(os.devnull, os.O_RDONLY))"
+    command = [sys.executable, "-c", code]
+    result = shell(f"{shlex.join(command)} <&- >&- 2>&-", cwd=SCRIPT.parent)
+    assert result.returncode == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("command", [SHORT, SHORT + " --max-steps 0", "PROGRAM --help", "PROGRAM -h --demo gpt"])
+def test_output_is_full(command, tmp_path):
+    result = shell(f"{command} >/dev/full", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, "micrograd: [Errno 28] No space left on device\n")
+    assert shell(f"{command} >/dev/full 2>/dev/full", cwd=tmp_path).returncode == 2
+
+
+@posix
+def test_the_reader_has_seen_enough(tmp_path):
+    result = shell(f"({SHORT}; echo status $? >&2) | true", cwd=tmp_path)
+    assert result.stderr == "status 0\n"
+
+
+def test_redirected_output_is_utf8(tmp_path):
+    """Windows' own encoding, cp1252, lacks most letters; a terminal shows '?' for what it lacks."""
+    (tmp_path / "names").write_text("ł\n" * 3, encoding="utf-8")
+    arguments = ["--demo", "gpt", "-i", "names", "--max-steps", "0", "--num-samples", "9", "--temperature", "9"]
+    command, environment = [sys.executable, SCRIPT, *arguments], {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    result = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0 and "ł" in result.stdout.decode("utf-8") and result.stderr == b""
+
+
+def test_a_terminal_keeps_its_encoding(monkeypatch):
+    for tty, encoding, shown in ((True, "cp1252", b"a?"), (False, "utf-8", "ał".encode())):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for _ in range(2)]
+        for name, stream in zip(("stdout", "stderr"), streams):
+            stream.isatty = lambda tty=tty: tty
+            monkeypatch.setattr(sys, name, stream)
+        micrograd.prepare_output()
+        for stream in streams:
+            print("ał", end="", file=stream, flush=True)
+            assert (stream.encoding, stream.buffer.getvalue()) == (encoding, shown)
+    monkeypatch.undo()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -970,6 +1420,18 @@ def outcome(tmp_path, monkeypatch, capsys):
 
 def test_the_table_of_flags_is_complete():
     assert {"demo", *CHANGED} == {f.name for f in fields(micrograd.Config)}
+
+
+def test_the_defaults():
+    common = {"seed": 1337, "data": "moons", "points": 100, "noise": 0.1, "layers": "16,16", "activation": "relu"}
+    common |= {"loss": "hinge", "l2": 1e-4, "batch_size": 0, "work_dir": "out/micrograd", "momentum": 0.0}
+    common |= {"input_file": "names.txt", "num_samples": 20, "temperature": 0.5}
+    for changed, depends in (
+        ({}, {"demo": "network", "optimizer": "sgd", "learning_rate": 1.0, "max_steps": 100}),
+        ({"optimizer": "adam"}, {"demo": "network", "optimizer": "adam", "learning_rate": 0.1, "max_steps": 100}),
+        ({"demo": "gpt"}, {"demo": "gpt", "optimizer": "sgd", "learning_rate": 0.01, "max_steps": 1000}),
+    ):
+        assert asdict(micrograd.Config(**changed)) == common | depends
 
 
 @pytest.mark.parametrize("demo", micrograd.DEMOS)
@@ -1043,6 +1505,30 @@ def test_figures_that_cannot_be_written(tmp_path, capsys):
     out, error = capsys.readouterr()
     assert re.search(r"^loss .* seconds$", out, re.MULTILINE) and "figures:" not in out
     assert error.startswith("micrograd: cannot write the figures: ") and error.count("\n") == 1
+
+
+def test_what_the_figures_show(tmp_path, monkeypatch, capsys):
+    figures, image = [], micrograd.image
+    monkeypatch.setattr(micrograd, "image", lambda figure, *format: (figures.append(figure), image(figure, *format))[1])
+    monkeypatch.setattr(micrograd.shutil, "which", lambda name: None)
+    points, targets = [(0.0, 0.0), (1.0, 2.0), (3.0, -1.0)], [1, -1, 1]
+    model = MLP(2, [1], rng=random.Random(0))
+    micrograd.draw_figures(model, points, targets, [3.0, INF, 1.0], tmp_path)
+    neuron, boundary, curve = (figure.axes[0] for figure in figures)
+    areas, line, dots = boundary.collections
+    assert list(line.levels) == [0.0] and dots.get_offsets().tolist() == [list(point) for point in points]
+    assert (areas.levels[0], areas.levels[-1], len(areas.levels)) == (-3.0, 3.0, 25)
+    red, blue = dots.get_facecolors()[1], dots.get_facecolors()[0]
+    assert red[0] > red[2] and blue[2] > blue[0] and (dots.get_facecolors()[2] == blue).all()
+    assert areas.cmap(1.0)[2] > areas.cmap(1.0)[0]  # high scores are blue, as are the points of class 1
+    left, right, low, high = *boundary.get_xlim(), *boundary.get_ylim()
+    assert left <= -0.4 and right >= 3.4 and low <= -1.4 and high >= 2.4
+    for path in line.get_paths():
+        assert all(abs(model(vertex.tolist()).data) < 1e-6 for vertex in path.vertices)
+    assert curve.lines[0].get_ydata().tolist() == [3.0, 1e99, 1.0] and curve.get_yscale() == "log"
+    assert boundary.get_title() == "decision boundary" and curve.get_title() == "training loss"
+    words = "\n".join(text.get_text() for text in neuron.texts)
+    assert all(f"{label}\ndata" in words for label in ("x1", "x2", "w1", "w2", "b", "output"))
 
 
 def test_figures_do_without_pyplot(tmp_path):
