@@ -31,7 +31,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import textwrap
@@ -835,7 +834,8 @@ def start_run(given, verbose=False, text=None):
     run = Run(config, data, model, plan, verbose)
     if text is not None and run.folder:
         run.source = source_of(run.folder, text)
-    run.new_chars = transfer(model, checkpoint, data.vocab.chars) if checkpoint else ""
+    with fitting():
+        run.new_chars = transfer(model, checkpoint, data.vocab.chars) if checkpoint else ""
     torch.manual_seed(config.seed + plan.processes.rank)  # dropout differs from process to process
     return run
 
@@ -1410,22 +1410,34 @@ def locked(folder):
             raise UserError(f"{folder} is in use by another training: wait for it, or name another folder") from None
         except OSError:
             pass  # not every file system has locks
-        for left in Path(folder).glob(".*.pt.*.tmp"):  # by one that was killed
-            left.unlink(missing_ok=True)
+        for left in Path(folder).glob(".*.tmp"):  # by one that was killed
+            if not left.name.startswith((".scores", ".attention")):  # readers may be writing these
+                left.unlink(missing_ok=True)
         yield
 
 
 def set_aside(run, folder):
-    """Move what an earlier run left in the folder to previous/ inside it, which holds that and nothing else."""
-    stage, files = folder / ".previous", FILES + ("input.txt",) * (run.source is not None)
-    if stage.exists() or any((folder / name).exists() for name in files):
-        stage.mkdir(exist_ok=True)  # it is there where a killed run had begun to do this
-        for name in files:
-            with contextlib.suppress(FileNotFoundError):
-                move(folder / name, stage / name)
-        shutil.rmtree(folder / "previous", ignore_errors=True)
-        move(stage, folder / "previous")
-        run.console.say(f"what an earlier run left in {folder} is now in {folder / 'previous'}")
+    """Move what an earlier run left in the folder to previous/ inside it, in place of the one before that.
+
+    A run that was killed in its first save, before it wrote last.pt, does not take the place of one that was not.
+    """
+    stage, previous, files = folder / ".previous", folder / "previous", FILES + ("input.txt",) * bool(run.source)
+    killed = (previous / "last.pt").exists() and not (folder / "last.pt").exists()
+    if not (begun := stage.exists()) and (killed or not any((folder / name).exists() for name in files)):
+        return
+    stage.mkdir(exist_ok=True)  # a kill from here on costs nothing: the next run goes on
+    for name in files:
+        held = [] if name.endswith(".pt") else [PermissionError]  # on Windows, a log that somebody looks at stays
+        with contextlib.suppress(FileNotFoundError, *held):
+            move(folder / name, stage / name)
+    previous.mkdir(exist_ok=True)
+    for name in () if begun else files:
+        with contextlib.suppress(OSError):
+            (previous / name).unlink()
+    for path in stage.iterdir():
+        move(path, previous / path.name)
+    stage.rmdir()
+    run.console.say(f"what an earlier run left in {folder} is now in {previous}")
 
 
 @contextlib.contextmanager
@@ -1615,7 +1627,7 @@ def judged(checkpoint):
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
     rows = [[type(x) in (int, float) for x in row] == [True] * 5 for row in progress["history"]]
-    in_order = vocab and list(vocab) == sorted(set(vocab))
+    in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
     if not (in_order and all(rows) and 0 <= progress["best_step"] <= progress["step"]):
         raise ValueError("its parts contradict each other")
     for name, value in RETIRED.items():
@@ -1624,6 +1636,8 @@ def judged(checkpoint):
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
     Config(**saved)  # raises TypeError where a setting is not known
+    if lacks := [n for n in uses(saved[KIND]) - saved.keys() if SETTINGS[n].metadata["group"] == "model"]:
+        raise ValueError(f"it lacks {', '.join(lacks)}")
     given = {name: saved[name] for name in uses(saved[KIND]) if saved.get(name, "") not in (SETTINGS[name].default, "")}
     given = {name: "None" if value is None else value for name, value in given.items()}  # no setting is called so
     row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
@@ -1650,10 +1664,18 @@ def optimizer_state(optimizer, state):
     return {**fresh, "state": state["state"]}
 
 
+class Unfilled(torch.overrides.TorchFunctionMode):
+    """While it lasts, nothing is drawn: for tensors without memory, torch would load its compiler to do so."""
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        f = {"randn": torch.empty, "normal_": lambda x, *_, **__: x}.get(f.__name__, f)
+        return f(*args, **(kwargs or {}))
+
+
 def sketch(make):
     """A model's state, in tensors that take no memory; {} where it cannot be made so. Refuse one that is too large."""
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), Unfilled():
             model = make()
     except UserError:
         raise
@@ -2043,7 +2065,8 @@ def introduce(run):
     if c.init_from:
         new = f"; new characters, to be learned: {run.new_chars!r}" if run.new_chars else ""
         run.console.say(f"init: from {c.init_from}{new}")
-    threads = f", {threads_for(c)} threads" * (plan.device.type == "cpu")
+    n = threads_for(c)
+    threads = f", {n} thread{'s'[: n - 1]}" * (plan.device.type == "cpu")
     how = f"{plan.dtype}{threads}{', compiled' * plan.compile}{f', {processes.size} processes' * (processes.size > 1)}"
     run.console.say(f"device: {plan.device}, {how} ({plan.why})")
     size = sum(p.numel() for p in run.model.parameters())
