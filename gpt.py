@@ -820,16 +820,17 @@ def start_run(given, verbose=False, text=None):
             return open_run(checkpoint, {"eval_chars": 0, **given} if mode == "eval" else given, verbose, text)
         with fitting():
             trained = judged(checkpoint)
-            compare("the model", weights_of(checkpoint), sketch(partial(build, trained, len(checkpoint["vocab"]))))
+            size = len(checkpoint["vocab"])
+            compare("the model", weights_of(checkpoint), sketch(partial(build, trained, size), trained, size))
     plan = make_plan(given)
     if not trained and given.get("preset", "auto") == "auto":
         given = {**given, "preset": "baby" if plan.device.type == "cuda" else "mini"}
     config = configure(given, trained, verbose)
-    sketch(partial(build, config, 2))  # an impossible shape is told before the text is read
+    sketch(partial(build, config, 2), config, 2)  # an impossible shape is told before the text is read
     if text is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
     data = prepare_text(config, plan, [config.input_file], checkpoint, text)
-    sketch(partial(build, config, len(data.vocab)))
+    sketch(partial(build, config, len(data.vocab)), config, len(data.vocab))
     model = build(config, len(data.vocab))
     run = Run(config, data, model, plan, verbose)
     if text is not None and run.folder:
@@ -846,7 +847,8 @@ def open_run(checkpoint, given, verbose=False, text=None):
         trained, vocab = judged(checkpoint), Vocab(checkpoint["vocab"])
     config = configure(given, trained, verbose)
     with fitting():
-        compare("the model", weights_of(checkpoint), sketch(partial(build, config, len(vocab))))
+        made = sketch(partial(build, config, len(vocab)), config, len(vocab))
+        compare("the model", weights_of(checkpoint), made)
     plan, paths = make_plan(asdict(config)), places(checkpoint, config, given)
     if "resume" in given:
         data = prepare_text(config, plan, paths, checkpoint, text)
@@ -1664,18 +1666,13 @@ def optimizer_state(optimizer, state):
     return {**fresh, "state": state["state"]}
 
 
-class Unfilled(torch.overrides.TorchFunctionMode):
-    """While it lasts, nothing is drawn: for tensors without memory, torch would load its compiler to do so."""
-
-    def __torch_function__(self, f, types, args=(), kwargs=None):
-        f = {"randn": torch.empty, "normal_": lambda x, *_, **__: x}.get(f.__name__, f)
-        return f(*args, **(kwargs or {}))
-
-
-def sketch(make):
-    """A model's state, in tensors that take no memory; {} where it cannot be made so. Refuse one that is too large."""
+def sketch(make, config, vocab_size):
+    """A model's state, without memory if it may be large; {} where that cannot be had. Refuse one that is too large."""
+    numbers = [name for name, f in SETTINGS.items() if f.metadata["group"] == "model" and f.type is int]
+    widest = max(vocab_size, *(getattr(config, name) or 0 for name in numbers if name != "n_layer"))
+    small = (config.n_layer or 1) * widest**2 <= 10**7  # torch takes a second to get ready for tensors without memory
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), Unfilled():
+        with torch.random.fork_rng(devices=[]), torch.device("cpu" if small else "meta"):
             model = make()
     except UserError:
         raise

@@ -1424,7 +1424,7 @@ def start_run(given, verbose=False, lines=None):
     if lines is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
     data = load_corpus(config, lines)
-    sketch(lambda: build(config, len(data.vocab), data.longest)[0])
+    sketch(lambda: build(config, len(data.vocab), data.longest)[0], config, len(data.vocab))
     model, config = build(config, len(data.vocab), data.longest)
     if config.backprop == "manual":
         batchnorm_parts(model)
@@ -1446,7 +1446,7 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
         else:
             size = len(data.vocab), data.longest
             if config.type != "ngram":
-                compare("the model", weights, sketch(lambda: build(config, *size)[0]))
+                compare("the model", weights, sketch(lambda: build(config, *size)[0], config, size[0]))
             with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
                 model, config = build(config, *size)
             model.load_state_dict(weights)
@@ -2066,18 +2066,13 @@ def optimizer_state(optimizer, state):
     return {**fresh, "state": state["state"]}
 
 
-class Unfilled(torch.overrides.TorchFunctionMode):
-    """While it lasts, nothing is drawn: for tensors without memory, torch would load its compiler to do so."""
-
-    def __torch_function__(self, f, types, args=(), kwargs=None):
-        f = {"randn": torch.empty, "normal_": lambda x, *_, **__: x}.get(f.__name__, f)
-        return f(*args, **(kwargs or {}))
-
-
-def sketch(make):
-    """A model's state, in tensors that take no memory; {} where it cannot be made so. Refuse one that is too large."""
+def sketch(make, config, vocab_size):
+    """A model's state, without memory if it may be large; {} where that cannot be had. Refuse one that is too large."""
+    numbers = [name for name, f in SETTINGS.items() if f.metadata["group"] == "model" and f.type is int]
+    widest = max(vocab_size, *(getattr(config, name) or 0 for name in numbers if name != "n_layer"))
+    small = (config.n_layer or 1) * widest**2 <= 10**7  # torch takes a second to get ready for tensors without memory
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), Unfilled():
+        with torch.random.fork_rng(devices=[]), torch.device("cpu" if small else "meta"):
             model = make()
     except UserError:
         raise
