@@ -1,8 +1,10 @@
 import os
+import signal
 import warnings
 
 import pytest
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would our children
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine; cards have tests that imitate them
 os.environ["OMP_NUM_THREADS"] = (
     "1"  # tiny tensors: more threads only cost; and runs compare bit for bit across processes
