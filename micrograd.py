@@ -782,7 +782,8 @@ def network_demo(config: Config) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.data)
-        report(step, config, loss, f"loss {loss.data:.4f} | accuracy {accuracy(scores, answers):.0%}")
+        if time_to_report(step, config, loss):
+            print(f"step {step:5d} | loss {loss.data:.4f} | accuracy {accuracy(scores, answers):.0%}", flush=True)
 
     scores = [model(point) for point in points]
     loss = LOSSES[config.loss](scores, targets) + l2(optimizer.parameters, config.l2)
@@ -799,12 +800,10 @@ def accuracy(scores: Sequence[Value], targets: Sequence[int]) -> float:
     return sum((s > 0) == (t > 0) for s, t in zip(scores, targets)) / len(targets)
 
 
-def report(step: int, config: Config, loss: Value, words: str) -> None:
-    """About ten lines in a run, the last step among them."""
+def time_to_report(step: int, config: Config, loss: Value) -> bool:  # about ten times in a run
     if not math.isfinite(loss.data):
         raise ValueError(f"the loss is {loss.data} in step {step}: try a smaller --learning-rate")
-    if step % max(1, config.max_steps // 10) == 0 or step == config.max_steps - 1:
-        print(f"step {step:5d} | {words}", flush=True)
+    return step % max(1, config.max_steps // 10) == 0 or step == config.max_steps - 1
 
 
 def draw_figures(model: MLP, points: Sequence, targets: Sequence, losses: Sequence[float], folder: Path) -> None:
@@ -857,8 +856,10 @@ def gpt_demo(config: Config) -> None:
         model.zero_grad()
         loss.backward()
         optimizer.step()
-        recent, seconds = [*recent[-99:], loss.data], time.perf_counter() - start
-        report(step, config, loss, f"loss of the last hundred {sum(recent) / len(recent):.4f} | {seconds:.0f} s")
+        recent = [*recent[-99:], loss.data]
+        if time_to_report(step, config, loss):
+            average, seconds = sum(recent) / len(recent), time.perf_counter() - start
+            print(f"step {step:5d} | loss of the last hundred {average:.4f} | {seconds:.0f} s", flush=True)
     for _ in range(config.num_samples):
         print(sample(model, alphabet, config.temperature, rng), flush=True)
 
@@ -928,8 +929,7 @@ class Config:
         if not all(re.fullmatch(r"\s*0*[1-9]\d{0,9}\s*", word) for word in words):
             raise ValueError(f"--layers is {self.layers!r}: give whole numbers from 1 up, like 16,16")
         self.widths = list(map(int, words))
-        memory = self.points * sum(b * (32 * a + 500) for a, b in pairwise([2, *self.widths, 1])) / 2**30
-        if memory > 4:
+        if (memory := self.points * sum(b * (32 * a + 500) for a, b in pairwise([2, *self.widths, 1])) / 2**30) > 4:
             raise ValueError(f"--points {self.points} and --layers {self.layers} take {memory:.0f} GiB: give less")
 
 

@@ -1288,7 +1288,7 @@ def test_about_ten_lines_in_a_run_and_the_last_step(monkeypatch, capsys):
         assert re.findall(r"^step +(\d+) \|", capsys.readouterr().out, re.MULTILINE) == list(map(str, shown))
 
 
-@pytest.mark.parametrize("place", ["make_data", "report", "draw_figures", "image", "write"])
+@pytest.mark.parametrize("place", ["make_data", "time_to_report", "draw_figures", "image", "write"])
 def test_interrupted(place, monkeypatch, tmp_path, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
