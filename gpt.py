@@ -44,7 +44,7 @@ from functools import partial
 from pathlib import Path
 
 # Before torch is loaded: its threads shall sleep while they wait for each other, and Ctrl-C reach Python on Windows
-os.environ |= {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1", "FOR_DISABLE_CONSOLE_CTRL_HANDLER": "1", **os.environ}
+os.environ |= {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1", "FOR_DISABLE_CONSOLE_CTRL_HANDLER": "1", **os.environ}
 
 import numpy as np
 import torch

@@ -43,7 +43,7 @@ from functools import partial
 from pathlib import Path
 
 # Before torch is loaded: its threads shall sleep while they wait for each other, and Ctrl-C reach Python on Windows
-os.environ |= {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1", "FOR_DISABLE_CONSOLE_CTRL_HANDLER": "1", **os.environ}
+os.environ |= {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1", "FOR_DISABLE_CONSOLE_CTRL_HANDLER": "1", **os.environ}
 
 import numpy as np
 import torch
@@ -682,13 +682,13 @@ MODELS = {
         dict(block_size=None, n_embd=64, n_embd2=256, init="kaiming", batch_size=128, learning_rate=3e-3,
              max_steps=5000), threads=1),
     "rnn": Entry(
-        Recurrent, "the plain recurrent network (Elman 1990)", dict(RECURRENT, max_steps=5000), dict(cell=RNNCell), 1),
+        Recurrent, "the plain recurrent network (Elman 1990)", dict(RECURRENT, max_steps=5000), dict(cell=RNNCell), 2),
     "gru": Entry(
         Recurrent, "the recurrent network with gates (Cho et al. 2014)", dict(RECURRENT, max_steps=4000),
-        dict(cell=GRUCell), 1),
+        dict(cell=GRUCell), 2),
     "lstm": Entry(
         Recurrent, "the recurrent network with gates and a memory cell (Hochreiter & Schmidhuber 1997)",
-        dict(RECURRENT, max_steps=4000), dict(cell=LSTMCell), 1),
+        dict(RECURRENT, max_steps=4000), dict(cell=LSTMCell), 2),
     "transformer": Entry(
         Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
         dict(block_size=None, n_layer=4, n_head=4, n_embd=64, dropout=0.1, init="kaiming", batch_size=128,
