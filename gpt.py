@@ -1229,24 +1229,18 @@ def encode_file(path, head, tokens_path):
     alphabet = codes_of(head["chars"])
     table = np.zeros(max(256, int(alphabet.max(initial=0)) + 1), dtype=head["dtype"])
     table[alphabet] = np.arange(len(alphabet))
-    temporary = tokens_path.with_name(f".{tokens_path.name}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            line = json.dumps(head).encode()
-            f.write(line + b" " * (-(len(line) + 1) % 16) + b"\n")  # tokens begin at an address that suits their type
-            for text in read_chunks(path):
-                if table.itemsize == 1 and text.isascii():
-                    f.write(text.encode().translate(table[:256].tobytes()))
-                else:
-                    f.write(table[codes_of(text)].tobytes())
-        move(temporary, tokens_path)
-    except OSError as e:
-        raise UserError(f"cannot write {tokens_path}: {e.strerror}") from None
-    except IndexError:
-        pass  # a character that was not there before: told below
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+
+    def pieces():
+        line = json.dumps(head).encode()
+        yield line + b" " * (-(len(line) + 1) % 16) + b"\n"  # tokens begin at an address that suits their type
+        for text in read_chunks(path):
+            if table.itemsize == 1 and text.isascii():
+                yield text.encode().translate(table[:256].tobytes())
+            else:
+                yield table[codes_of(text)].tobytes()
+
+    with contextlib.suppress(IndexError):  # a character that was not there before: told below
+        write_atomic(tokens_path, pieces())
     stat = os.stat(path)
     if (stat.st_size, stat.st_mtime_ns) != (head["source"]["size"], head["source"]["time"]):
         tokens_path.unlink(missing_ok=True)
@@ -1353,13 +1347,13 @@ def read_prompt(prompt, vocab):
     return prompt, torch.from_numpy(vocab.encode(start))
 
 
-def write_atomic(path, data, ready=lambda: None):
-    """Write bytes to path so that the old file or the new one is there at any moment, whole; `ready` comes between."""
+def write_atomic(path, pieces, ready=lambda: None):
+    """Write bytes to path: at any moment the old file or the new one is there, whole. `ready` is called in between."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
-            f.write(data)
+            f.writelines(pieces)
             f.flush()
             os.fsync(f.fileno())
         ready()
@@ -1454,7 +1448,7 @@ def optional():
 def write_csv(path, columns, rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    write_atomic(path, text.getvalue().encode())
+    write_atomic(path, [text.getvalue().encode()])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1537,7 +1531,7 @@ def keep(run, best):
         if best:
             write_atomic(run.folder / "model.pt", data, partial(set_aside, run, run.folder) if first else lambda: None)
         if first and run.source is not None:
-            write_atomic(run.folder / "input.txt", run.source)
+            write_atomic(run.folder / "input.txt", [run.source])
         with optional():
             write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
         write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
@@ -1567,9 +1561,9 @@ def save_run(run, folder):
 
 
 def pack(checkpoint):
-    """A checkpoint as bytes."""
+    """A checkpoint as bytes, in one piece."""
     torch.save(checkpoint, buffer := io.BytesIO())
-    return buffer.getbuffer()
+    return [buffer.getbuffer()]
 
 
 def load_checkpoint(path):
@@ -2104,7 +2098,7 @@ def drawing(path, rows=1, columns=1, size=(7, 4.2)):
             ax.spines[["top", "right"]].set_visible(False)
         yield axes
         figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, [buffer.getvalue()])
 
 
 def plot_losses(run):

@@ -1768,13 +1768,13 @@ def load_corpus(config, lines=None):
     return Corpus(vocab, max(map(len, lines)), digest, places, *split_lines(lines))
 
 
-def write_atomic(path, data, ready=lambda: None):
-    """Write bytes to path so that the old file or the new one is there at any moment, whole; `ready` comes between."""
+def write_atomic(path, pieces, ready=lambda: None):
+    """Write bytes to path: at any moment the old file or the new one is there, whole. `ready` is called in between."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
-            f.write(data)
+            f.writelines(pieces)
             f.flush()
             os.fsync(f.fileno())
         ready()
@@ -1869,7 +1869,7 @@ def optional():
 def write_csv(path, columns, rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    write_atomic(path, text.getvalue().encode())
+    write_atomic(path, [text.getvalue().encode()])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1937,7 +1937,7 @@ def keep(run, best):
         if best:
             write_atomic(run.folder / "model.pt", data, partial(set_aside, run, run.folder) if first else lambda: None)
         if first and run.source is not None:
-            write_atomic(run.folder / "input.txt", run.source)
+            write_atomic(run.folder / "input.txt", [run.source])
         with optional():
             write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
         write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
@@ -1967,9 +1967,9 @@ def save_run(run, folder):
 
 
 def pack(checkpoint):
-    """A checkpoint as bytes."""
+    """A checkpoint as bytes, in one piece."""
     torch.save(checkpoint, buffer := io.BytesIO())
-    return buffer.getbuffer()
+    return [buffer.getbuffer()]
 
 
 def load_checkpoint(path):
@@ -2282,7 +2282,7 @@ def drawing(path, rows=1, columns=1, size=(7, 4.2)):
             ax.spines[["top", "right"]].set_visible(False)
         yield axes
         figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, [buffer.getvalue()])
 
 
 def plot_losses(run):
