@@ -1595,7 +1595,7 @@ def fitting():
         yield
     except UserError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"the checkpoint does not fit this version of {PROGRAM}: {why}") from None
 
