@@ -1624,7 +1624,8 @@ def judged(checkpoint):
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
     rows = [[type(x) in (int, float) for x in row] == [True] * 5 for row in progress["history"]]
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
-    if not (in_order and all(rows) and 0 <= progress["best_step"] <= progress["step"]):
+    known = all(rows) and progress["best_loss"] == min((row[3] for row in progress["history"]), default=math.inf)
+    if not (in_order and known and 0 <= progress["best_step"] <= progress["step"]):
         raise ValueError("its parts contradict each other")
     for name, value in RETIRED.items():
         if saved.pop(name, value) != value:
