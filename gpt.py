@@ -1633,12 +1633,12 @@ def judged(checkpoint):
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
     Config(**saved)  # raises TypeError where a setting is not known
-    if lacks := [n for n in uses(saved[KIND]) - saved.keys() if SETTINGS[n].metadata["group"] == "model"]:
-        raise ValueError(f"it lacks {', '.join(lacks)}")
-    given = {name: saved[name] for name in uses(saved[KIND]) if saved.get(name, "") not in (SETTINGS[name].default, "")}
-    given = {name: "None" if value is None else value for name, value in given.items()}  # no setting is called so
+    if lacks := uses(saved[KIND]) - saved.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
+    empty = {n: "" for n, f in SETTINGS.items() if f.type is str and saved.get(n) == ""}  # no flag can say so, nor None
+    given = {n: saved[n] for n in uses(saved[KIND]) - empty.keys() if saved[n] != SETTINGS[n].default}
+    given = {n: "None" if value is None else value for n, value in given.items()}
     row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
-    empty = {name: "" for name, value in saved.items() if value == ""}
     try:
         return Config(**{**row, **empty, **check_settings(given, modes=(*MODES, "diagnose"))})
     except UserError as e:
