@@ -1854,7 +1854,8 @@ def set_aside(run, folder):
     for path in stage.iterdir():
         move(path, previous / path.name)
     stage.rmdir()
-    run.console.say(f"what an earlier run left in {folder} is now in {previous}")
+    with contextlib.suppress(OSError):  # an output that is closed or full is told later, as no fault of the folder
+        run.console.say(f"what an earlier run left in {folder} is now in {previous}")
 
 
 @contextlib.contextmanager
@@ -2028,10 +2029,12 @@ def judged(checkpoint):
     """Raise ValueError or UserError where a checkpoint is not made as `snapshot` makes it; return its settings."""
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
-    rows = [[type(x) in (int, float) for x in row] == [True] * 5 for row in progress["history"]]
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
-    known = all(rows) and progress["best_loss"] == min((row[3] for row in progress["history"]), default=math.inf)
-    if not (in_order and known and 0 <= progress["best_step"] <= progress["step"]):
+    history = [[0, 0.0, 0.0, math.inf, 0.0], *progress["history"]]  # before the first row, any loss is better
+    numbers = all([type(x) in (int, float) for x in row] == [True] * 5 for row in history)
+    best = min(history, key=lambda row: row[3]) if numbers else ()
+    stands = [progress[name] for name in ("step", "best_loss", "best_step")]
+    if not (in_order and best and stands == [history[-1][0], best[3], best[0]]):
         raise ValueError("its parts contradict each other")
     for name, value in RETIRED.items():
         if saved.pop(name, value) != value:
@@ -2483,6 +2486,13 @@ def out_of_memory(e):
     return isinstance(e, MemoryError) or re.search("(out of|not enough|allocate) memory|ALLOC_FAILED", str(e))
 
 
+def refuse(message):
+    """Say it on stderr, in one line, if anybody listens; return the exit status."""
+    with contextlib.suppress(OSError):
+        print(f"{PROGRAM}:", *str(message).splitlines(), file=sys.stderr)
+    return 2
+
+
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (there is none after >&-)
@@ -2497,21 +2507,18 @@ def main(argv=None):
         sys.stdout.flush()
         return status
     except UserError as e:
-        print(f"{PROGRAM}:", *str(e).splitlines(), file=sys.stderr)
-        return 2
+        return refuse(e)
     except (MemoryError, RuntimeError) as e:
         if not out_of_memory(e):
             raise
-        print(f"{PROGRAM}: out of memory: {MEMORY_HINT}", file=sys.stderr)
-        return 2
+        return refuse(f"out of memory: {MEMORY_HINT}")
     except KeyboardInterrupt:
         return 130
     except OSError as e:  # of the output; `head`, say, closes it when it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(e, BrokenPipeError) or os.name == "nt":  # where it is told as EINVAL
             return 0
-        print(f"{PROGRAM}: cannot write the output: {e.strerror}", file=sys.stderr)
-        return 2
+        return refuse(f"cannot write the output: {e.strerror}")
 
 
 if __name__ == "__main__":
