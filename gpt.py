@@ -756,7 +756,7 @@ def transfer(model, checkpoint, chars):
     old, state = checkpoint["vocab"], model.state_dict()
     known = [chars.index(c) for c in old]
     places = {len(old): torch.tensor(known), len(old) + 1: torch.tensor([*known, len(chars)])}
-    for name, weight in weights_of(checkpoint).items():
+    for name, weight in checkpoint["model"].items():
         sizes = zip(weight.shape, state[name].shape, strict=True)
         rows, *columns = (torch.arange(n) if n == m else places[n] for n, m in sizes)
         state[name][(rows[:, None], *columns) if columns else rows] = weight
@@ -821,7 +821,7 @@ def start_run(given, verbose=False, text=None):
         with fitting():
             trained = judged(checkpoint)
             size = len(checkpoint["vocab"])
-            compare("the model", weights_of(checkpoint), sketch(partial(build, trained, size), trained, size))
+            compare("the model", checkpoint["model"], sketch(partial(build, trained, size), trained, size))
     plan = make_plan(given)
     if not trained and given.get("preset", "auto") == "auto":
         given = {**given, "preset": "baby" if plan.device.type == "cuda" else "mini"}
@@ -848,7 +848,7 @@ def open_run(checkpoint, given, verbose=False, text=None):
     config = configure(given, trained, verbose)
     with fitting():
         made = sketch(partial(build, config, len(vocab)), config, len(vocab))
-        compare("the model", weights_of(checkpoint), made)
+        compare("the model", checkpoint["model"], made)
     plan, paths = make_plan(asdict(config)), places(checkpoint, config, given)
     if "resume" in given:
         data = prepare_text(config, plan, paths, checkpoint, text)
@@ -857,7 +857,7 @@ def open_run(checkpoint, given, verbose=False, text=None):
     with fitting():
         with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
             model = build(config, len(vocab))
-        model.load_state_dict(weights_of(checkpoint))
+        model.load_state_dict(checkpoint["model"])
         run = Run(config, data, model, plan, verbose)
         run.progress = Progress(**checkpoint["progress"])
         run.model.eval()
@@ -1456,8 +1456,6 @@ def write_csv(path, columns, rows):
 # Checkpoints: plain dicts, complete in themselves
 
 FILES = ("last.pt", "log.csv", "loss.png", "attention.png", "model.pt")  # what a run leaves
-RENAMED = dict(attention="attn", think="mlp", before="earlier")  # parts of parameters' names
-RETIRED = {}  # settings that are no more, and the value that is still understood
 LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
 
 
@@ -1504,7 +1502,7 @@ def restore(run, checkpoint):
         for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
             if checkpoint["progress"]["step"]:
                 optimizer.load_state_dict(optimizer_state(optimizer, state))
-        run.model.load_state_dict(weights_of(checkpoint))
+        run.model.load_state_dict(checkpoint["model"])
         if checkpoint["scaler"] and run.scaler.is_enabled():
             run.scaler.load_state_dict(checkpoint["scaler"])
         run.generator.set_state(checkpoint["batches"])
@@ -1546,7 +1544,7 @@ def stored(run, name):
 def take_best(run):
     """Give the model the weights that were best."""
     with fitting():
-        run.model.load_state_dict(weights_of(stored(run, "model.pt")))
+        run.model.load_state_dict(stored(run, "model.pt")["model"])
 
 
 def save_run(run, folder):
@@ -1630,9 +1628,6 @@ def judged(checkpoint):
     stands = [progress[name] for name in ("step", "best_loss", "best_step")]
     if not (in_order and best and stands == [history[-1][0], best[3], best[0]]):
         raise ValueError("its parts contradict each other")
-    for name, value in RETIRED.items():
-        if saved.pop(name, value) != value:
-            raise UserError(f"the checkpoint was made with another {flag(name)}, which {PROGRAM} no longer has")
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
     Config(**saved)  # raises TypeError where a setting is not known
@@ -1680,12 +1675,6 @@ def sketch(make, config, vocab_size):
     if count > MAX_PARAMETERS:
         raise UserError(f"a model of {count:,} parameters is too large, the limit is {MAX_PARAMETERS:,}: {MEMORY_HINT}")
     return model.state_dict()
-
-
-def weights_of(checkpoint):
-    """The weights by name, older names brought up to date."""
-    weights = checkpoint["model"].items()
-    return {".".join(RENAMED.get(part, part) for part in name.split(".")): tensor for name, tensor in weights}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1438,7 +1438,7 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
     with fitting():
         config = configure(given, judged(checkpoint), verbose)
-        data, weights = data or find_corpus(checkpoint, config, given, lines), weights_of(checkpoint)
+        data, weights = data or find_corpus(checkpoint, config, given, lines), checkpoint["model"]
         if config.type == "mixture":
             members = [open_run({**checkpoint, **member}, {}, data=data) for member in checkpoint["members"]]
             compare("the model", weights, {"weights": weights["weights"].new_zeros(len(members))})
@@ -1878,8 +1878,6 @@ def write_csv(path, columns, rows):
 
 FIGURES = "loss.png activations.png dead.png weights.png embedding.png bigrams.png"
 FILES = ("last.pt", "log.csv", "scores.csv", *FIGURES.split(), "model.pt")  # what a run leaves
-RENAMED = dict(attend="attn", think="mlp", tok="token", pos="position", shares="weights")  # parts of parameters' names
-RETIRED = dict(split="standard")  # settings that are no more, and the value that is still understood
 LOG_COLUMNS = ("step", "seconds", "train_loss", "dev_loss", "lr")
 
 
@@ -1917,7 +1915,7 @@ def restore(run, checkpoint):
     with fitting():
         if checkpoint["progress"]["step"]:
             run.optimizer.load_state_dict(optimizer_state(run.optimizer, checkpoint["optimizer"]))
-        run.model.load_state_dict(weights_of(checkpoint))
+        run.model.load_state_dict(checkpoint["model"])
         run.generator.set_state(checkpoint["batches"])
         torch.set_rng_state(checkpoint["rng"])
         if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
@@ -1952,7 +1950,7 @@ def stored(run, name):
 def take_best(run):
     """Give the model the weights that were best."""
     with fitting():
-        run.model.load_state_dict(weights_of(stored(run, "model.pt")))
+        run.model.load_state_dict(stored(run, "model.pt")["model"])
 
 
 def save_run(run, folder):
@@ -2036,9 +2034,6 @@ def judged(checkpoint):
     stands = [progress[name] for name in ("step", "best_loss", "best_step")]
     if not (in_order and best and stands == [history[-1][0], best[3], best[0]]):
         raise ValueError("its parts contradict each other")
-    for name, value in RETIRED.items():
-        if saved.pop(name, value) != value:
-            raise UserError(f"the checkpoint was made with another {flag(name)}, which {PROGRAM} no longer has")
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
     Config(**saved)  # raises TypeError where a setting is not known
@@ -2086,12 +2081,6 @@ def sketch(make, config, vocab_size):
     if count > MAX_PARAMETERS:
         raise UserError(f"a model of {count:,} parameters is too large, the limit is {MAX_PARAMETERS:,}: {MEMORY_HINT}")
     return model.state_dict()
-
-
-def weights_of(checkpoint):
-    """The weights by name, older names brought up to date."""
-    weights = checkpoint["model"].items()
-    return {".".join(RENAMED.get(part, part) for part in name.split(".")): tensor for name, tensor in weights}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

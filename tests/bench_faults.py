@@ -408,11 +408,13 @@ def disk(lab, i, rng):
         how = dict(before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (number, number)))
     else:
         how = dict(before=partial(at_operation, number if fault == "once" else -number, no_space))
-    status = lab.run(main, argv or training or more, case, **how).status
+    result = lab.run(main, argv or training or more, case, **how)
     check_whole(case, {} if "--resume" in argv else earlier)
-    if not argv and status == 0:
+    if argv or "log.csv: " in result.err:
+        return  # a log that cannot be written is a warning
+    if result.status == 0 and "|" not in fault:  # who reads no further ends the program, in order
         check_same(case / "out", lab.reference(recipe)[0] / "out")
-    elif not argv:
+    else:
         lab.check_finish(recipe, case)
 
 
@@ -873,7 +875,7 @@ def micrograd(lab, i, rng):
 
 # Of the time, what each gets; and its attempts in the short form, which is part of the test suite
 SHARES = {kills: 42, disk: 6, signals: 6, folder: 8, inputs: 10, flags: 7, checkpoints: 20, micrograd: 1}
-SHORT = {kills: 4, disk: 5, signals: 3, folder: 3, inputs: 22, flags: 20, checkpoints: 30, micrograd: 3}
+SHORT = {kills: 2, disk: 4, signals: 1, folder: 3, inputs: 10, flags: 10, checkpoints: 10, micrograd: 2}
 KINDS = {kind.__name__: kind for kind in SHARES}
 Attempt = namedtuple("Attempt", "kind number problem shown seconds memory")
 
@@ -902,7 +904,7 @@ def take_turns(lab, kinds, limits, minutes, seed, worker, jobs):
     began, spent, numbers, done = time.perf_counter(), dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, worker), []
     while True:
         left = limits or (time.perf_counter() - began < 60 * minutes and dict.fromkeys(kinds, math.inf)) or {}
-        due = [kind for kind in left if numbers[kind] < left[kind] and kind in kinds]
+        due = [kind for kind in left if kind in kinds and numbers[kind] < left[kind]]
         if not due:
             return done
         kind, start = min(due, key=lambda kind: spent[kind] / SHARES[kind]), time.perf_counter()

@@ -1,5 +1,8 @@
+import gc
+import math
 import os
 import signal
+import subprocess
 import warnings
 
 import pytest
@@ -9,6 +12,43 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine; ca
 os.environ["OMP_NUM_THREADS"] = (
     "1"  # tiny tensors: more threads only cost; and runs compare bit for bit across processes
 )
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs signals, a shell, pipes or limits as only POSIX has them")
+PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")  # what ours write on every system
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_metal():
+    """A Mac computes on its processor, too."""
+    import torch  # not before the number of threads is set, and only by those who run tests
+
+    torch.backends.mps.is_available = lambda: False
+
+
+@pytest.fixture
+def pictures():
+    """To be asked for by tests that look at real ones."""
+
+
+@pytest.fixture
+def haste(request, monkeypatch):
+    """Leave out what takes longer than a small training: figures are made, but rendered only where asked for."""
+    import gpt
+
+    monkeypatch.setattr(gpt, "measure_peak", lambda plan: math.inf)
+    monkeypatch.setattr(os, "fsync", lambda number: None)
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", unrendered)
+
+
+def unrendered(figure, path, **given):
+    path.write(b"\x89PNG\r\n\x1a\n, say")
+
+
+def let_go():
+    """Close the files of runs that nobody holds any more: on Windows, what is open cannot be moved or replaced."""
+    if os.name == "nt":
+        gc.collect()
 
 
 def fitting(kind, **given):

@@ -17,6 +17,7 @@ from conftest import fitting
 import makemore
 from makemore import MODELS, Run
 
+pytestmark = pytest.mark.usefixtures("haste")
 ROOT = Path(makemore.__file__).parent
 CHINESE = ["王芳", "李伟", "王伟", "李娜", "张敏", "刘洋", "陈静", "赵磊", "黄勇", "吴秀英", "朱桂英", "何辉"] * 2
 PLACES = ["São Paulo", "Zürich", "Kraków", "Reykjavík", "Île de Ré", "Ağrı", "Đà Nẵng", "Ōsaka", "Saint-Étienne"] * 3
@@ -389,10 +390,10 @@ def test_dead_neurons_are_counted():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_diagnose_draws_for_every_network(cli, tmp_path, kind):
+def test_diagnose_draws_for_every_network(pictures, cli, tmp_path, kind):
     if kind == "ngram":
         pytest.skip("counts have no layers")
-    (tmp_path / "words.txt").write_text("\n".join(WORDS))
+    (tmp_path / "words.txt").write_text("\n".join(["tea", "eat", "ten", "net", "neat", "ant", "tan", "nan"] * 3))
     small = flags(**fitting(kind, n_embd=8, n_embd2=8, n_layer=2, max_steps=5))
     status, out, err = cli("-i", tmp_path / "words.txt", "-o", tmp_path, "--type", kind, "--diagnose", *small)
     assert (status, err) == (0, "") and out.count("loss ") >= 2
@@ -401,7 +402,7 @@ def test_diagnose_draws_for_every_network(cli, tmp_path, kind):
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
-def test_find_lr_finds_a_rate_that_learns_and_leaves_the_model_alone(cli, names, tmp_path):
+def test_find_lr_finds_a_rate_that_learns_and_leaves_the_model_alone(pictures, cli, names, tmp_path):
     model, data, run = build("mlp", names)
     before = [p.clone() for p in model.parameters()]
     rate, rates, losses, smooth = makemore.find_learning_rate(run)
@@ -442,7 +443,7 @@ def test_schedules_climb_and_fall(schedule):
 def test_any_alphabet(tmp_path, kind, lines):
     path = tmp_path / "lines.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
-    small = flags(**fitting(kind, n_embd=8, n_embd2=8, n_layer=2, max_steps=20, num_samples=10))
+    small = flags(**fitting(kind, n_embd=8, n_embd2=8, n_layer=2, max_steps=9, num_samples=10))
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert makemore.main(["-i", str(path), "-o", str(tmp_path / "out"), "--type", kind, *small]) == 0
         assert makemore.main(["-o", str(tmp_path / "out"), "--eval", str(path)]) == 0

@@ -22,13 +22,14 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import fitting
+from conftest import PIPES, fitting, same
 from hypothesis import given
 from hypothesis import strategies as st
 
 import makemore
 from makemore import MODELS, BatchNorm1d, Config, Corpus, Lines, Run, Vocab, Windows
 
+pytestmark = pytest.mark.usefixtures("haste")
 SCRIPT = Path(makemore.__file__)
 LECTURE = Path(__file__).parents[2] / "shared/data/names.txt"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -90,17 +91,6 @@ def contents(folder):
 
 def load(path):
     return torch.load(path, weights_only=True)
-
-
-def same(a, b):
-    """Equal to the last bit, however deeply nested."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 def same_state(a, b):
@@ -487,8 +477,8 @@ def test_overfits_one_batch_down_to_its_entropy_and_no_further(kind):
 
     data = run.examples(lines)
     x, y = data.batch(torch.arange(len(data)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1 if kind == "bigram" else 0.01)
-    for _ in range(300):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1 if kind == "bigram" else 0.02)
+    for _ in range(150):
         loss = makemore.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -658,7 +648,7 @@ def test_samples_are_sorted_by_where_they_occur(capsys):
 # Training and what it leaves behind
 
 
-def test_a_run_reports_and_leaves_its_files(cli, lines_file, tmp_path):
+def test_a_run_reports_and_leaves_its_files(pictures, cli, lines_file, tmp_path):
     argv = ["-i", lines_file, "-o", tmp_path / "a/b", "--type", "mlp", "--max-steps", 25, "--eval-interval", 10]
     status, out, err = cli(*argv, "--n-embd2", 8, "--num-samples", 7)
     assert (status, err) == (0, "")
@@ -793,25 +783,33 @@ def test_killed_between_any_two_writes_it_resumes(cli, lines_file, tmp_path, mon
 
 def start(*argv):
     """The script in a process of its own, up to its first line of progress."""
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *map(str, argv)], **PIPES)
     for line in process.stdout:
         if line.startswith("step"):
             break
     return process
 
 
-def test_killed_at_random_moments_it_resumes(cli, lines_file, tmp_path):
+def test_killed_and_then_interrupted_it_resumes(cli, lines_file, tmp_path):
+    """At random moments; while it lives, the folder is its own, and Ctrl-C ends it in order."""
     run = tmp_path / "run"
-    argv = ["-i", lines_file, "--type", "mlp", "--decay-steps", 1000, *flags(**fitting("mlp", **SMALL, dropout=0.2))]
+    argv = ["-i", lines_file, "--type", "mlp", "--decay-steps", 1000, "--device", "cpu"]
+    argv += flags(**fitting("mlp", **SMALL, dropout=0.2))
     delay = random.Random(0)
-    for mode in ([], ["--resume"], ["--resume"]):
+    for mode in ([], ["--resume"]):
         process = start(*argv, "-o", run, "--max-steps", -1, "--eval-interval", 3, *mode)
-        time.sleep(delay.uniform(0, 0.3))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
-        process.communicate()
+        try:
+            status, _, err = cli(*argv, "-o", run, "--max-steps", 1)
+            assert status == 2 and "in use by another training" in err
+            time.sleep(delay.uniform(0, 0.3))
+            assert process.poll() is None, process.stderr.read()
+            if mode and os.name == "posix":  # elsewhere nothing else can be sent than what kills
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=60)
+                assert (process.returncode, err) == (130, "") and re.search(FINAL, out)
+        finally:
+            process.kill()
+            process.communicate()
     steps = load(run / "last.pt")["progress"]["step"] + 10
     for mode in (["-o", run, "--resume"], ["-o", tmp_path / "whole"]):
         assert cli(*argv, *mode, "--max-steps", steps, "--eval-interval", 1000)[0] == 0
@@ -840,17 +838,6 @@ def test_a_signal_ends_the_run_in_order(cli, lines_file, tmp_path, monkeypatch, 
     assert cli("-o", tmp_path / "run", "--resume", "--max-steps", 12)[0] == 0
     assert cli(*argv, tmp_path / "whole", "--max-steps", 12)[0] == 0
     assert same_state(tmp_path / "run/last.pt", tmp_path / "whole/last.pt")
-
-
-def test_ctrl_c(lines_file, tmp_path):
-    process = start("-i", lines_file, "-o", tmp_path, "--type", "bigram", "--max-steps", -1)
-    process.send_signal(signal.SIGINT)
-    try:
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, err) == (130, "")
-    assert re.search(FINAL, out) and load(tmp_path / "last.pt")["progress"]["step"] >= 0
 
 
 @pytest.mark.parametrize("interval", [1, 1000])
@@ -981,7 +968,10 @@ def test_a_setting_that_a_type_does_not_use_is_named_in_one_line_and_dropped(cli
 
 def test_the_line_that_names_an_unused_setting(cli, lines_file, tmp_path):
     argv = ["-i", lines_file, "-o", tmp_path, "--type", "mlp", "--max-steps", 1]
-    assert cli(*argv, "--n-head", 2)[2] == "makemore: --n-head is not used by mlp, only by transformer\n"
+    unused = "makemore: --n-head is not used by mlp, only by transformer\n"
+    assert cli(*argv, "--n-head", 2)[2] == unused
+    status, _, err = cli("-i", tmp_path / "none", *argv[2:], "--n-head", 2)  # and then what is wrong
+    assert status == 2 and err.startswith(unused + "makemore: ") and err.count("\n") == 2
     with pytest.warns(UserWarning) as caught:
         makemore.train(invent(10), type="mlp", max_steps=1, n_head=2)
     assert [str(w.message) for w in caught] == ["--n-head is not used by mlp, only by transformer"]
@@ -995,8 +985,8 @@ def test_prompt_is_prefix(cli, first_half):
 
 
 def test_underscores_are_as_good_as_hyphens(cli, lines_file, tmp_path):
-    argv = f"--input_file={lines_file} --work_dir {tmp_path} --type bigram --max_steps=2 --num_samples 3 --top_k -1"
-    status, out, _ = cli(*argv.split())
+    argv = ["--type", "bigram", "--max_steps=2", "--num_samples", 3, "--top_k", -1]
+    status, out, _ = cli(f"--input_file={lines_file}", "--work_dir", tmp_path, *argv)
     assert status == 0 and "samples: 3," in out
 
 
@@ -1066,19 +1056,20 @@ def test_samples_print_on_windows(tmp_path, monkeypatch, terminal):
     (tmp_path / "f.txt").write_text("\n".join(["Борис", "Иван", "美咲", "Олег", "Анна"]), encoding="utf-8")
     output = Output(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", output)
-    argv = f"-i {tmp_path / 'f.txt'} -o {tmp_path} --type bigram --max-steps 1"
-    assert makemore.main(argv.split()) == 0
+    assert makemore.main(["-i", str(tmp_path / "f.txt"), "-o", str(tmp_path), "--type=bigram", "--max-steps=1"]) == 0
     output.flush()
     text = output.buffer.getvalue().decode("cp1252" if terminal else "utf-8")
     assert re.search(FINAL, text) and bool(re.search("[а-я]", text)) == (not terminal)
 
 
 def test_alone_in_an_empty_folder_it_trains_on_five_lines(tmp_path):
+    """And where the file is the program, there is nobody who called it: what is not used is told all the same."""
     shutil.copy(SCRIPT, tmp_path)
     (tmp_path / "five.txt").write_text("ana\nbob\ncy\ndora\neve\n")
-    command = [sys.executable, "makemore.py", "-i", "five.txt", "--max-steps", "3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and re.search(FINAL, done.stdout)
+    command = [sys.executable, "makemore.py", "-i", "five.txt", "--max-steps", "3", "--n", "2"]
+    done = subprocess.run(command, cwd=tmp_path, **PIPES)
+    assert done.returncode == 0 and re.search(FINAL, done.stdout)
+    assert done.stderr == "makemore: --n is not used by transformer, only by ngram\n"
     assert {p.name for p in tmp_path.iterdir()} == {"makemore.py", "five.txt", "out"}
 
 
@@ -1308,76 +1299,27 @@ def test_bad_arguments_with_a_trained_folder(cli, trained, tmp_path, monkeypatch
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints of the version before: other names for some parameters, and a setting that is gone
-
-OLD_NAMES = dict(token="tok", position="pos", attn="attend", mlp="think", weights="shares")
-OLD_DEFAULTS = dict(
-    block_size=0, n_layer=4, n_head=4, n_embd=64, n_embd2=64, dropout=0.0, batchnorm=False, direct=False, conv="tree",
-    init="kaiming", n=6, smoothing="kneser-ney", strength=0.0, backprop="autograd", work_dir="out",
-)  # fmt: skip
-OLD_CONFIG = """input_file split dedup type block_size n_layer n_head n_embd n_embd2 dropout batchnorm direct conv init
-    n smoothing strength max_steps batch_size learning_rate weight_decay optimizer schedule warmup_steps decay_steps
-    grad_clip backprop seed num_samples temperature top_k top_p prefix work_dir device eval_interval diagnose resume
-    sample_only eval mix fold_batchnorm find_lr check_backprop"""
-OLD_KEYS = "program config progress vocab longest digest model optimizer batches rng cuda_rng"
+# Checkpoints that are not what this version writes
 
 
-def aged(checkpoint, split="standard"):
-    """The checkpoint as the version before would have written it."""
-    config = dict(checkpoint["config"], split=split)
-    config = {name: OLD_DEFAULTS.get(name) if config[name] is None else config[name] for name in OLD_CONFIG.split()}
-    rename = lambda key: ".".join(OLD_NAMES.get(part, part) for part in key.split("."))  # noqa: E731
-    old = {key: checkpoint[key] for key in OLD_KEYS.split()}
-    old |= dict(config=config, model={rename(key): tensor for key, tensor in checkpoint["model"].items()})
-    if "members" in checkpoint:
-        keys = ("config", "vocab", "longest", "model", "members")
-        old["members"] = [{k: v for k, v in aged(member).items() if k in keys} for member in checkpoint["members"]]
-    return old
-
-
-def age(folder, **changes):
-    for path in folder.glob("*.pt"):
-        torch.save(aged(load(path), **changes), path)
-    return folder
-
-
-@every_type
-def test_a_checkpoint_of_the_version_before_samples_evaluates_and_resumes(cli, first_half, lines_file, tmp_path, kind):
-    ours, old = (shutil.copytree(first_half(kind)[0], tmp_path / name) for name in ("ours", "old"))
-    age(old)
-    assert load(old / "last.pt")["config"].keys() - load(ours / "last.pt")["config"].keys() == {"split"}
-    for argv in (["--sample-only", "--num-samples", 50], ["--eval", lines_file]):
-        (status, out, err), wanted = (cli("-o", folder, *argv) for folder in (old, ours))
-        assert (status, err) == (0, "") and out.replace(str(old), str(ours)) == wanted[1]
-    for argv in ([], flags(**fitting(kind, max_steps=40))):  # first nothing is left to learn: model.pt stays as it is
-        (status, out, err), wanted = (cli("-o", folder, "--resume", *argv) for folder in (old, ours))
-        assert (status, err) == (0, "") and out[out.index("final:") :] == wanted[1][wanted[1].index("final:") :]
-    assert same_state(old / "last.pt", ours / "last.pt")
-    assert same(load(old / "model.pt")["model"], load(ours / "model.pt")["model"])
-    assert load(old / "last.pt")["progress"]["step"] == (0 if kind == "ngram" else 40)
-
-
-def test_a_mixture_of_the_version_before_is_as_good_as_ours(cli, first_half, lines_file, tmp_path):
-    """Of an n-gram and another mixture; and it can be mixed again."""
+def test_mixtures_can_be_mixed_again_and_are_not_trained(cli, first_half, lines_file, tmp_path):
     gru, ngram, transformer = (first_half(kind)[0] for kind in ("gru", "ngram", "transformer"))
     assert cli("--mix", f"{gru},{transformer}", "-o", tmp_path / "inner")[0] == 0
-    assert cli("--mix", f"{ngram},{tmp_path / 'inner'}", "-o", tmp_path / "ours")[0] == 0
-    old = age(shutil.copytree(tmp_path / "ours", tmp_path / "old"))
-    assert load(old / "model.pt")["model"].keys() == {"shares"}
-    for argv in (["--sample-only", "--num-samples", 50], ["--eval", lines_file]):
-        (status, out, err), wanted = (cli("-o", folder, *argv) for folder in (old, tmp_path / "ours"))
-        assert (status, err) == (0, "") and out.replace(str(old), str(tmp_path / "ours")) == wanted[1]
-    assert_refused(cli, tmp_path, "-o", old, "--resume", says="last.pt")  # its members learn, it does not
-    mixed = [cli("--mix", f"{gru},{tmp_path / name}", "-o", tmp_path / f"of-{name}") for name in ("ours", "old")]
-    tables = [out.replace(str(tmp_path / name), "") for (_, out, _), name in zip(mixed, ("ours", "old"), strict=True)]
-    assert [status for status, *_ in mixed] == [0, 0] and tables[0] == tables[1]
+    status, out, err = cli("--mix", f"{ngram},{tmp_path / 'inner'}", "-o", tmp_path / "outer")
+    assert (status, err) == (0, "") and out.count("\n", 0, out.index("final:")) >= 3
+    assert cli("-o", tmp_path / "outer", "--eval", lines_file)[0] == 0
+    assert_refused(cli, tmp_path, "-o", tmp_path / "outer", "--resume", says="last.pt")
 
 
 @pytest.mark.parametrize("mode", ["--sample-only", "--resume", "--eval", "--mix"])
-def test_a_checkpoint_with_a_split_that_is_gone_is_refused(cli, trained, lines_file, tmp_path, mode):
-    folder = age(trained("mlp"), split="random")
+def test_a_checkpoint_of_another_version_is_refused_by_what_it_lacks(cli, trained, lines_file, tmp_path, mode):
+    folder = trained("mlp")
+    for path in folder.glob("*.pt"):
+        checkpoint = load(path)
+        del checkpoint["config"]["threads"]
+        torch.save(checkpoint, path)
     argv = {"--eval": ["-o", folder, mode, lines_file], "--mix": [mode, f"{folder},{folder}"]}.get(mode)
-    assert_refused(cli, tmp_path, *(argv or ["-o", folder, mode]), says="--split")
+    assert_refused(cli, tmp_path, *(argv or ["-o", folder, mode]), says="version of makemore: it lacks threads")
 
 
 class Boom:
