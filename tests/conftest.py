@@ -1,3 +1,4 @@
+import functools
 import gc
 import math
 import os
@@ -22,7 +23,7 @@ def no_metal():
     """A Mac computes on its processor, too."""
     import torch  # not before the number of threads is set, and only by those who run tests
 
-    torch.backends.mps.is_available = lambda: False
+    torch.backends.mps.is_available = functools.cache(lambda: False)  # torch looks at what its own cache wraps
 
 
 @pytest.fixture
