@@ -1817,9 +1817,8 @@ def plan_device(machine, device="auto", dtype="auto", compile="auto"):
             raise UserError(f"--device mps cannot be used: {words}")
         reasons, wanted = [f"Metal: {words}"], True
     why = "as asked" if kind == "cpu" else "; ".join(reasons) if wanted else "no CUDA device"
-    if dtype == "auto" and machine.bf16:  # not by itself: in float32 two processes learn what one does, to five digits
-        why += "; --dtype bfloat16 is faster on this processor"
-    return Plan(torch.device("cpu"), "float32" if dtype == "auto" else dtype, compile == "on", why)
+    native = "bfloat16" if machine.bf16 else "float32"
+    return Plan(torch.device("cpu"), native if dtype == "auto" else dtype, compile == "on", why)
 
 
 def explain_unusable(card, words, version):
@@ -1921,13 +1920,14 @@ def micro_batches(config, vocab_size, free, size=1):
 
 def try_compile(run, batch):
     """The compiled model, or the model itself where that fails: errors may come when it is first called."""
-    devices = [run.device] if run.device.type == "cuda" else []
+    devices, start = [run.device] if run.device.type == "cuda" else [], time.perf_counter()
     with torch.random.fork_rng(devices):
         try:
             fast = torch.compile(run.model)
             with run.plan.autocast():
                 loss = cross_entropy(fast(batch[0]), batch[1])
             loss.backward()
+            run.console.say(f"compile: {clock(time.perf_counter() - start)} for the first step")
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # whatever a compiler may raise
@@ -2170,7 +2170,7 @@ MODES = {
     "eval": Mode(do_eval, "model.pt", "work_dir device dtype eval_chars"),
     "attention": Mode(do_attention, "model.pt", "work_dir device"),
 }
-MEMORY_HINT = "cut the batch with --grad-accum 4, or lower --batch-size, --block-size, --n-embd or --n-layer"
+MEMORY_HINT = "cut the batch (--grad-accum 4), or lower --batch-size, --block-size, --n-embd, --n-layer, --num-samples"
 
 
 def out_of_memory(e):

@@ -2467,7 +2467,7 @@ MODES = {
     "find_lr": Mode(do_find_lr, "", "data model batch_size weight_decay optimizer seed run"),
     "check_backprop": Mode(do_check_backprop, "", "data model batch_size seed"),
 }
-MEMORY_HINT = "lower --batch-size, --n-embd, --n-embd2 or --n-layer"
+MEMORY_HINT = "lower --batch-size, --n-embd, --n-embd2, --n-layer or --num-samples"
 
 
 def out_of_memory(e):

@@ -2,6 +2,7 @@
 
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
+    python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
 
 The text is Tiny Shakespeare at ../shared/data/input.txt, or any --text. nanoGPT runs its own train.py in a temporary
@@ -199,6 +200,19 @@ def bench_sample(nano, characters=1000, rounds=3):
     )
 
 
+def bench_dtype(text_path, folder, seeds, steps=400):
+    """What --dtype auto chooses by on a processor: is bfloat16 faster, and is the loss the same?"""
+    runs = {dtype: [] for dtype in DTYPES}
+    for seed in range(seeds):
+        for dtype, results in runs.items():
+            results.append(ours(f"{folder}/d", text_path, "--max-steps", steps, "--dtype", dtype, "--seed", seed))
+    for dtype, results in runs.items():
+        seconds, losses, paces = zip(*results, strict=True)
+        words = f"{statistics.median(seconds):5.1f} s, {statistics.median(paces):5.1f} ms/step"
+        mean = f"val {statistics.fmean(losses):.4f} on average: {', '.join(f'{x:.4f}' for x in losses)}"
+        print(f"mini, {steps} steps, {dtype:<9} {words}, {mean}", flush=True)
+
+
 def bench_encode(text, folder, gigabytes):
     """Encode and train on a generated text far larger than the memory that is used."""
     path = Path(folder) / "big.txt"
@@ -242,7 +256,7 @@ def bench_encode(text, folder, gigabytes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="loss, time, step, sample, encode (default: all that is possible)")
+    parser.add_argument("what", nargs="*", help="loss, time, step, sample, dtype, encode (default: all)")
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
@@ -251,7 +265,7 @@ def main():
     args = parser.parse_args()
     if not Path(args.text).exists():
         sys.exit(f"no {args.text}: name a text with --text")
-    what = args.what or ["loss", "time", "step", "sample", "encode"]
+    what = args.what or ["loss", "time", "step", "sample", "dtype", "encode"]
     text = Path(args.text).read_text(encoding="utf-8")
     val = gpt.Vocab("".join(sorted(set(text)))).encode(text)[int(0.9 * len(text)) :]
     print(
@@ -270,6 +284,8 @@ def main():
             bench_step(nano, args.text, folder)
         if "sample" in what:
             bench_sample(nano)
+        if "dtype" in what:
+            bench_dtype(args.text, folder, args.seeds)
         if "encode" in what:
             bench_encode(text, folder, args.gigabytes)
 

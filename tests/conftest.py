@@ -24,6 +24,7 @@ def no_metal():
     import torch  # not before the number of threads is set, and only by those who run tests
 
     torch.backends.mps.is_available = functools.cache(lambda: False)  # torch looks at what its own cache wraps
+    torch.cpu._is_avx512_bf16_supported = lambda: False  # auto is float32, whatever the processor knows
 
 
 @pytest.fixture
