@@ -23,8 +23,6 @@ import math
 import os
 import random
 import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -211,7 +209,7 @@ class Value:
 
     def _repr_svg_(self):  # what a notebook shows: the graph, if that can be drawn, and read
         with suppress(Exception):
-            return render(self, "svg").decode() if len(trace(self)[0]) <= READABLE else None
+            return image(plot_graph(self), format="svg").decode()
 
     def backward(self) -> None:
         """Set the `grad` of everything this Value was made from to the derivative of this Value with respect to it.
@@ -608,71 +606,30 @@ def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) 
 # =====================================================================================================================
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Drawing, from left to right: round boxes are leaves, square boxes results, ellipses operations
+# Drawing, from left to right: blue boxes are leaves, white boxes results, circles operations
 
-READABLE = 400  # nodes; a larger graph is too crowded to read
-LEAF, RESULT, OPERATION, EDGE = "#dcebfa", "#fff3d6", "#e6e0f2", "#777777"
-
-
-def trace(root: Value) -> tuple[list[Value], list[tuple[Value, Value]]]:
-    """-> (nodes, edges) of the graph, operands before their results."""
-    order = [*reversed(topological(root)), root]
-    nodes = list(dict.fromkeys(v for result in order for v in (*result._prev, result)))
-    return nodes, [(operand, v) for v in nodes for operand in dict.fromkeys(v._prev)]
-
-
-def caption(v: Value) -> str:
-    return f"{v.label}\n" * bool(v.label) + f"data {v.data:.4f}\ngrad {v.grad:.4f}"
+LEAF, RESULT, OPERATION, EDGE = "#deebf6", "white", "0.93", "0.45"
 
 
 def operation(v: Value) -> str:
-    """The name in the ellipse. Of `a * 2` only a is kept as an operand, so the 2 is worked out from the numbers."""
+    """The name in the circle. Of `a * 2` only a is kept as an operand, so the 2 is worked out from the numbers."""
+    name = "×" if v._op == "*" else v._op
     if len(v._prev) > 1 or v._op not in ("+", "-", "*", "/"):
-        return v._op
+        return name
     x, slope = v._prev[0].data, v._local[0]
     constant = {"+": v.data - x, "-": x - v.data, "*": slope, "/": _divide(1.0, slope)}[v._op]
-    return f"{v._op} {constant:.4g}"
-
-
-def to_dot(root: Value) -> str:
-    """The graph in graphviz's language."""
-    nodes, edges = trace(root)
-    name = {v: f"v{i}" for i, v in enumerate(nodes)}
-    text = ["digraph {", f'  rankdir=LR; nodesep=0.15; ranksep=0.3; edge [color="{EDGE}", arrowsize=0.6];']
-    text.append('  node [fontname="Helvetica", fontsize=11, height=0.3, style=filled];')
-    for v in nodes:
-        words = caption(v).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        style = f'"filled", fillcolor="{RESULT}"' if v._prev else f'"filled,rounded", fillcolor="{LEAF}"'
-        text.append(f'  {name[v]} [label="{words}", shape=box, style={style}];')
-        if v._prev:
-            text.append(f'  {name[v]}op [label="{operation(v)}", fillcolor="{OPERATION}"];  {name[v]}op -> {name[v]};')
-    return "\n".join([*text, *(f"  {name[a]} -> {name[b]}op;" for a, b in edges), "}"])
+    return f"{name} {constant:.4g}"
 
 
 def draw(root: Value, path: str | Path) -> None:
-    """Write the graph of `root` to an .svg or .png file: by graphviz's `dot` if it is installed, else by matplotlib."""
-    path, size = Path(path), len(trace(root)[0])
-    if path.suffix not in (".svg", ".png"):
+    """Write the graph of `root` to an .svg or .png file."""
+    if Path(path).suffix not in (".svg", ".png"):
         raise ValueError(f"cannot draw to {str(path)!r}: the name has to end in .svg or .png")
-    if size > READABLE:
-        raise ValueError(f"nobody can read a graph of {size} nodes: draw a part of it, up to {READABLE}")
-    write(path, render(root, path.suffix[1:]))
-
-
-def render(root: Value, format: str) -> bytes:
-    """By graphviz's `dot`, or by matplotlib where that is missing, fails, hangs or writes no whole picture."""
-    if program := shutil.which("dot"):
-        with suppress(OSError, subprocess.SubprocessError):
-            command = [program, f"-T{format}", *["-Gdpi=110"] * (format == "png")]
-            text = to_dot(root).encode(errors="replace")
-            done = subprocess.run(command, input=text, capture_output=True, check=True, timeout=20)
-            if done.stdout.rstrip().endswith((b"</svg>", b"IEND\xaeB`\x82")):
-                return done.stdout
-    return image(plot_graph(root), format)
+    write(Path(path), image(plot_graph(root), format=Path(path).suffix[1:]))
 
 
 def image(figure, format: str = "png") -> bytes:
-    """A matplotlib figure as the bytes of a file. Without pyplot: no windows and no global state."""
+    """A matplotlib figure as the bytes of a file."""
     out = io.BytesIO()
     figure.savefig(out, format=format, dpi=110)
     return out.getvalue()
@@ -695,53 +652,45 @@ def write(path: Path, content: bytes) -> None:
 
 
 def plot_graph(root: Value):
-    """-> the picture that `to_dot` describes, as a matplotlib figure."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Ellipse, FancyBboxPatch, PathPatch
+    """-> the graph as a matplotlib figure. (v,) is the operation that results in v."""
+    from matplotlib.figure import Figure  # without pyplot: no windows and no global state
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
     from matplotlib.path import Path as Curve
 
-    # Columns: a result stands right of all its operands, a leaf just left of its first use.
-    nodes, edges = trace(root)
-    column = {}
-    for v in nodes:
-        column[v] = 1 + max((column[operand] for operand in v._prev), default=-1)
-    for leaf, v in [(a, b) for a, b in reversed(edges) if not a._prev]:
-        column[leaf] = min(column[v] - 1, column[leaf] or column[v])
-
-    # Where an edge crosses a column, a point (operand, result, column) keeps a row free for it between the boxes.
-    routes = [[a, *((a, b, c) for c in range(column[a] + 1, column[b])), b] for a, b in edges]
-    column |= {point: point[2] for route in routes for point in route[1:-1]}
-    columns = [[p for p in column if column[p] == c] for c in range(max(column.values()) + 1)]
-    segments = [pair for route in routes for pair in pairwise(route)]
-
-    # Rows: from left to right and back, sort each column by the mean row of its neighbours in the column just sorted.
-    left, right = ({p: [] for p in column} for _ in range(2))
-    for a, b in segments:
-        left[b].append(a)
-        right[a].append(b)
-    row = dict.fromkeys(column, 0.0)
-    for neighbours in (left, right) * 6:
-        for members in columns if neighbours is left else columns[::-1]:
-            members.sort(key=lambda p: sum(row[n] for n in neighbours[p] or [p]) / len(neighbours[p] or [p]))
-            row |= {p: i - (len(members) - 1) / 2 for i, p in enumerate(members)}
-    dx, dy, w, h = 2.5, 0.75, 1.2, 0.6  # inches: between columns, between rows, of a box
-    wide, tall = dx * len(columns) - 0.9, dy * max(map(len, columns)) + 0.2
-    axes = Figure(figsize=(wide, tall)).add_axes((0, 0, 1, 1), xlim=(-0.8, wide - 0.8), ylim=(-tall / 2, tall / 2))
-    axes.set_axis_off()
-    for a, b in segments:  # each a curve to the ellipse, then a straight line
-        x0, y0, x, y = column[a] * dx + w / 2, row[a] * dy, column[b] * dx, row[b] * dy
-        middle = (x0 + x - 1.3) / 2
-        path = Curve([(x0, y0), (middle, y0), (middle, y), (x - 1.3, y), (x + w / 2, y)], [1, 4, 4, 4, 2])
-        axes.add_patch(PathPatch(path, fill=False, edgecolor=EDGE, zorder=0))
-    for v in nodes:
-        x, y = column[v] * dx, row[v] * dy
-        style, color = ("square,pad=0", RESULT) if v._prev else ("round,pad=0,rounding_size=0.12", LEAF)
-        axes.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=color))
-        axes.text(x, y, caption(v), ha="center", va="center", fontsize=8, parse_math=False)
-        if v._prev:
-            axes.add_patch(Ellipse((x - 1.0, y), 0.66, 0.36, facecolor=OPERATION, edgecolor="black"))
-            axes.text(x - 1.0, y, operation(v), ha="center", va="center", fontsize=8, parse_math=False)
-    return axes.figure
+    # Columns, counted from the right: each Value just left of its first use, each operation just left of its result.
+    # Rows: in reading order. Where a line crosses a column, a point (operand, column) keeps a row free for it.
+    results, column = topological(root), {root: 0}
+    for v in results:
+        for operand in v._prev:
+            column[operand] = max(column.get(operand, 0), column[v] + 2)
+    if len(column) > 400:
+        raise ValueError(f"nobody can read a graph of {len(column)} nodes: draw a part of it, up to 400")
+    lines = {v: [v.label, f"data {v.data:.4f}", f"grad {v.grad:.4f}"][not v.label :] for v in column}
+    lines |= {(v,): [operation(v)] for v in results}
+    column |= {(v,): column[v] + 1 for v in results}
+    routes = [[a, *((a, c) for c in range(column[a] - 1, column[v] + 1, -1)), (v,)] for v in results for a in v._prev]
+    column |= {point: point[1] for route in routes for point in route[1:-1]}
+    gap = min(0.5, 0.14 + 0.015 * max(map([*column.values()].count, column.values())))  # inches; wide for many lines
+    left, right, y, end = {}, {}, {}, -gap / 2
+    for c in range(max(column.values()), -1, -1):  # a column is as wide as its longest line
+        members = [p for p in column if column[p] == c]
+        letters = max(len(line) for p in members for line in lines.get(p, []))
+        start, end = end + gap, end + gap + 0.2 + 0.066 * min(letters, 40)  # 1e300 has too many digits for any picture
+        left, right = left | dict.fromkeys(members, start), right | dict.fromkeys(members, end)
+        y |= {p: 0.68 * (i - (len(members) - 1) / 2) for i, p in enumerate(members)}
+    wide, low, high = end + gap / 2, max(y.values()) + 0.34, min(y.values()) - 0.34
+    figure = Figure(figsize=(wide, low - high))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(low, high), frame_on=False, xticks=[], yticks=[])
+    for route in (*routes, *([(v,), v] for v in results)):
+        path = Curve([point for p, q in pairwise(route) for point in ((right[p], y[p]), (left[q], y[q]))])
+        axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=7, color=EDGE))
+    for p, words in lines.items():
+        face, corner = (OPERATION, 0.14) if isinstance(p, tuple) else (RESULT if p._prev else LEAF, 0.05)
+        style = dict(boxstyle=f"round,pad=0,rounding_size={corner}", fc=face, ec="0.3")
+        wide, tall = right[p] - left[p], 0.14 * (len(words) + 1)
+        axes.add_patch(FancyBboxPatch((left[p], y[p] - tall / 2), wide, tall, **style))
+        axes.text(left[p] + wide / 2, y[p], "\n".join(words), ha="center", va="center", fontsize=8, parse_math=False)
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -820,7 +769,7 @@ def draw_figures(model: MLP, points: Sequence, targets: Sequence, losses: Sequen
     axes = curve.subplots(subplot_kw={"xlabel": "step", "ylabel": "loss", "yscale": "log", "title": "training loss"})
     axes.plot([min(loss, 1e99) for loss in losses])
     axes.grid(alpha=0.3, which="both")
-    neuron = render(one_neuron(model.layers[0], points), "png")
+    neuron = image(plot_graph(one_neuron(model.layers[0], points)))
     pictures = {"boundary.png": image(boundary), "loss.png": image(curve), "neuron.png": neuron}
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
