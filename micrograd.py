@@ -23,6 +23,7 @@ import math
 import os
 import random
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -50,9 +51,7 @@ def number(x) -> float:
 
 
 def _divide(a: float, b: float) -> float:
-    if b == 0.0:
-        return math.copysign(math.inf, a) * math.copysign(1.0, b) if abs(a) > 0.0 else math.nan
-    return a / b
+    return a / b if b else math.copysign(math.inf, a) * math.copysign(1.0, b) if abs(a) > 0.0 else math.nan
 
 
 def _power(a: float, b: float) -> float:
@@ -608,7 +607,7 @@ def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) 
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing, from left to right: blue boxes are leaves, white boxes results, circles operations
 
-LEAF, RESULT, OPERATION, EDGE = "#deebf6", "white", "0.93", "0.45"
+LEAF, RESULT, OPERATION, EDGE, BLUE, RED = "#deebf6", "white", "0.93", "0.45", "#8fb8de", "#c8553d"
 
 
 def operation(v: Value) -> str:
@@ -628,10 +627,11 @@ def draw(root: Value, path: str | Path) -> None:
     write(Path(path), image(plot_graph(root), format=Path(path).suffix[1:]))
 
 
-def image(figure, format: str = "png") -> bytes:
-    """A matplotlib figure as the bytes of a file."""
-    out = io.BytesIO()
-    figure.savefig(out, format=format, dpi=110)
+def image(figure, note: str = "", dpi: int = 110, format: str = "png") -> bytes:
+    """A matplotlib figure as the bytes of a file. The note is put below it, on as many lines as it needs."""
+    words = figure.supxlabel(note, y=0, va="top", fontsize=7, color="0.5", wrap=True, parse_math=False)
+    whole = dict(bbox_inches="tight", bbox_extra_artists=[figure.patch, words])
+    figure.savefig(out := io.BytesIO(), format=format, dpi=dpi, **whole)
     return out.getvalue()
 
 
@@ -651,7 +651,7 @@ def write(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def plot_graph(root: Value):
+def plot_graph(root: Value, title: str = ""):
     """-> the graph as a matplotlib figure. (v,) is the operation that results in v."""
     from matplotlib.figure import Figure  # without pyplot: no windows and no global state
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -678,8 +678,9 @@ def plot_graph(root: Value):
         start, end = end + gap, end + gap + 0.2 + 0.066 * min(letters, 40)  # 1e300 has too many digits for any picture
         left, right = left | dict.fromkeys(members, start), right | dict.fromkeys(members, end)
         y |= {p: 0.68 * (i - (len(members) - 1) / 2) for i, p in enumerate(members)}
-    wide, low, high = end + gap / 2, max(y.values()) + 0.34, min(y.values()) - 0.34
+    wide, low, high = end + gap / 2, max(y.values()) + 0.34, min(y.values()) - 0.34 - 0.22 * len(title.splitlines())
     figure = Figure(figsize=(wide, low - high))
+    figure.suptitle(title, y=0.99, parse_math=False)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(low, high), frame_on=False, xticks=[], yticks=[])
     for route in (*routes, *([(v,), v] for v in results)):
         path = Curve([point for p, q in pairwise(route) for point in ((right[p], y[p]), (left[q], y[q]))])
@@ -738,7 +739,7 @@ def network_demo(config: Config) -> None:
     loss = LOSSES[config.loss](scores, targets) + l2(optimizer.parameters, config.l2)
     print(f"loss {loss.data:.4f}, accuracy {accuracy(scores, targets):.1%}, {time.perf_counter() - start:.1f} seconds")
     try:
-        draw_figures(model, points, targets, [*losses, loss.data], Path(config.work_dir))
+        draw_figures(model, points, targets, [*losses, loss.data], config)
     except ImportError:
         print("no figures: they need matplotlib (pip install matplotlib)")
     except OSError as error:
@@ -755,36 +756,52 @@ def time_to_report(step: int, config: Config, loss: Value) -> bool:  # about ten
     return step % max(1, config.max_steps // 10) == 0 or step == config.max_steps - 1
 
 
-def draw_figures(model: MLP, points: Sequence, targets: Sequence, losses: Sequence[float], folder: Path) -> None:
-    from matplotlib.figure import Figure
-
-    (left, right), (low, high) = ((min(c) - 0.4, max(c) + 0.4) for c in zip(*points))
-    xs, ys = ([a + (b - a) * i / 64 for i in range(65)] for a, b in ((left, right), (low, high)))
-    scores = [[max(-3.0, min(3.0, model((x, y)).data)) for x in xs] for y in ys]
-    boundary, curve = (Figure(figsize=size, layout="constrained") for size in ((5, 4), (5, 3.2)))
-    axes = boundary.subplots(subplot_kw={"xticks": [], "yticks": [], "title": "decision boundary"})
-    axes.contourf(xs, ys, scores, levels=[i / 4 for i in range(-12, 13)], cmap="RdBu", alpha=0.75)
-    axes.contour(xs, ys, scores, levels=[0.0], colors="black", linewidths=1)
-    axes.scatter(*zip(*points), s=22, c=["#2166ac" if t > 0 else "#b2182b" for t in targets], ec="white", lw=0.6)
-    axes = curve.subplots(subplot_kw={"xlabel": "step", "ylabel": "loss", "yscale": "log", "title": "training loss"})
-    axes.plot([min(loss, 1e99) for loss in losses])
-    axes.grid(alpha=0.3, which="both")
-    neuron = image(plot_graph(one_neuron(model.layers[0], points)))
-    pictures = {"boundary.png": image(boundary), "loss.png": image(curve), "neuron.png": neuron}
+def draw_figures(model: MLP, points: Sequence, targets: Sequence, losses: Sequence, config: Config) -> None:
+    layer, note = model.layers[0], config.command
+    neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
+    numbers, place = (*point, *(p.data for p in neuron.parameters())), "({:.2f}, {:.2f})".format(*point)
+    boundary = plot_boundary(model, points, targets, losses, config.max_steps)
+    pictures = {"boundary.png": image(boundary, note)}
+    for name, fused in (("neuron.png", False), ("dot.png", True)):
+        out = one_neuron(numbers, neuron.activation, fused)
+        out.backward()
+        title = f"neuron {layer.neurons.index(neuron) + 1} at {place}, {'fused' if fused else 'in single operations'}"
+        pictures[name] = image(plot_graph(out, title), note)
+    folder = Path(config.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write(folder / name, picture)
     print("figures:", *(folder / name for name in pictures))
 
 
-def one_neuron(layer: Layer, points: Sequence) -> Value:
-    """The graph of one neuron at one point: those of the largest output, as the gradients of a ReLU at 0 are all 0."""
-    neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
-    out = neuron([Value(x, label) for x, label in zip(point, ("x1", "x2"))])
-    for v, label in zip([*neuron.w, neuron.b, out], ("w1", "w2", "b", "output")):
-        v.label = label
-    neuron.zero_grad()
-    out.backward()
+def plot_boundary(model: MLP, points: Sequence, targets: Sequence, losses: Sequence, step: int):
+    """-> a matplotlib figure: how the network scores each place, and beside it the losses up to this step."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    xs, ys = ([min(c) - 0.4 + (max(c) - min(c) + 0.8) * i / 32 for i in range(33)] for c in zip(*points))
+    scores = [[max(-3.0, min(3.0, model((x, y)).data)) for x in xs] for y in ys]
+    plane, curve = Figure(figsize=(6.9, 3.4), layout="constrained").subplots(1, 2, width_ratios=(3, 2))
+    colors = dict(cmap=LinearSegmentedColormap.from_list("", [RED, "white", BLUE]), vmin=-4, vmax=4)
+    plane.contourf(xs, ys, scores, levels=[i / 4 for i in range(-12, 13)], **colors)
+    if min(map(min, scores)) < 0.0 < max(map(max, scores)):
+        plane.contour(xs, ys, scores, levels=[0.0], colors="black", linewidths=1)
+    plane.scatter(*zip(*points), s=22, c=[BLUE if t > 0 else RED for t in targets], ec="black", lw=0.6)
+    plane.set(title=f"step {step}: {accuracy(map(model, points), targets) * len(points):.0f} of {len(points)} right")
+    plane.set(xticks=[], yticks=[], xlabel="score: red below 0, blue above", aspect="equal", anchor="N")
+    curve.plot([min(loss, 1e99) for loss in losses], color=BLUE)  # matplotlib cannot draw inf
+    curve.plot(step, min(losses[step], 1e99), "o", color=RED)
+    curve.set(title=f"loss {losses[step]:.4f}", xlabel="step", yscale="log")
+    return plane.figure
+
+
+def one_neuron(numbers: Sequence[float], activation: str, fused: bool = False) -> Value:
+    """activation(x1·w1 + x2·w2 + b), with the names it has in the lecture; in single operations, or its sum as one."""
+    x1, x2, w1, w2, b = map(Value, numbers, ("x1", "x2", "w1", "w2", "b"))
+    both = (x1w1 := x1 * w1) + (x2w2 := x2 * w2)
+    n = dot([w1, w2], [x1, x2], b) if fused else both + b
+    out = ACTIVATIONS[activation](n)
+    x1w1.label, x2w2.label, both.label, n.label, out.label = "x1w1", "x2w2", "(x1w1+x2w2)", "n", "o"
     return out
 
 
@@ -843,6 +860,7 @@ def flag(default, help: str, *short: str, of: str = "", least: float = -math.inf
 
 @dataclass
 class Config:
+    command = ""  # what was typed, for the figures; without a type it is no field, so it is no flag
     demo: str = flag("network", "what to train", choices=DEMOS)
     seed: int = flag(1337, "for data, weights and samples")
     max_steps: int = flag({"network": 100, "gpt": 1000}, "training steps", least=0)
@@ -912,6 +930,7 @@ def parse(argv: Sequence[str]) -> Config:
         print(flags(Config(**given).users if given else ("", *DEMOS, *OPTIMIZERS)).format_help(), end="", flush=True)
         sys.exit(0)
     config = Config(**given)
+    config.command = shlex.join(["python", "micrograd.py", *argv]).encode("ascii", "backslashreplace").decode()
     users = {spell(f): f.metadata["of"] for f in fields(config) if f.name in given}
     unused = ", ".join(f"{name} ({user})" for name, user in users.items() if user not in config.users)
     if unused:

@@ -55,6 +55,7 @@ from micrograd import (
 torch.set_num_threads(1)  # the tensors here are small; a second thread only waits
 SCRIPT = Path(micrograd.__file__)
 INF, NAN = math.inf, math.nan
+FIGURES = ("boundary.png", "neuron.png", "dot.png")
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a shell, or a limit that only POSIX systems can set")
 
 
@@ -743,6 +744,10 @@ def neuron_graph():
     return y
 
 
+def lectures_neuron(fused=False):
+    return micrograd.one_neuron((2.0, 0.0, -3.0, 1.0, 6.8813735870195432), "tanh", fused)
+
+
 def drawn(graph):
     """A Value, or its figure -> ({words: (left, bottom, right, top) of their box}, lines); y grows downwards."""
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -768,6 +773,35 @@ def test_everything_is_drawn_and_named():
     a = Value(8.0)
     graphs = [a - 3, a / 4, 2 - a, 2 / a, a**2, -a, a * -1, a + a]
     assert list(map(micrograd.operation, graphs)) == ["- 3", "/ 4", "2-", "2/", "**2", "neg", "× -1", "+"]
+
+
+def names(boxes):
+    """The first line of each box, column by column, from top to bottom."""
+    return [words.split("\n")[0] for words, _ in sorted(boxes.items(), key=lambda item: item[1])]
+
+
+def test_the_lectures_neuron_in_reading_order():
+    y = lectures_neuron()
+    y.backward()
+    boxes, lines = drawn(y)
+    assert len(boxes) == 10 + 5 - 2 and len(lines) == 9 + 5  # two × and two +, which have the same words
+    columns = {}
+    for text in sorted(micrograd.plot_graph(y).axes[0].texts, key=lambda text: text.get_position()):
+        columns.setdefault(round(text.get_position()[0], 6), []).append(text.get_text().split("\n")[0])
+    assert list(columns.values()) == [
+        ["x1", "w1", "x2", "w2"], ["×", "×"], ["x1w1", "x2w2"], ["+"], ["(x1w1+x2w2)", "b"], ["+"],
+        ["n"], ["tanh"], ["o"],
+    ]  # fmt: skip
+    assert "x1\ndata 2.0000\ngrad -1.5000" in boxes and "o\ndata 0.7071\ngrad 1.0000" in boxes
+
+
+def test_the_fused_neuron_is_one_node_with_the_same_numbers():
+    single, fused = lectures_neuron(), lectures_neuron(fused=True)
+    single.backward()
+    fused.backward()
+    one, other = drawn(single)[0], drawn(fused)[0]
+    assert names(other) == ["b", "w1", "w2", "x1", "x2", "dot", "n", "tanh", "o"] and len(drawn(fused)[1]) == 6 + 2
+    assert {words for words in other if "\n" in words} < set(one)
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
@@ -797,7 +831,7 @@ def network():
     return MLP(2, [4, 3, 1], rng=random.Random(0))([Value(1.0), Value(2.0)])
 
 
-@pytest.mark.parametrize("graph", [neuron_graph, skipping, network])
+@pytest.mark.parametrize("graph", [neuron_graph, lectures_neuron, skipping, network])
 def test_nothing_overlaps(graph):
     """Boxes lie inside the axes and apart from each other; a line touches a box only where it begins or ends."""
     figure = micrograd.plot_graph(graph())
@@ -815,7 +849,7 @@ def test_nothing_overlaps(graph):
                 assert not (x0 < x < x1 and y0 < y < y1)
 
 
-@pytest.mark.parametrize("graph", [neuron_graph, skipping])
+@pytest.mark.parametrize("graph", [neuron_graph, lectures_neuron, skipping])
 def test_lines_lead_from_box_to_box(graph):
     """From the middle of a right border to the middle of a left border, always to the right, with a head at the end."""
     figure = micrograd.plot_graph(graph())
@@ -1193,7 +1227,7 @@ def test_the_demo(tmp_path):
     result = run("--max-steps", 20, "--points", 40, cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     assert re.search(r"loss \d\.\d{4}, accuracy [\d.]+%, [\d.]+ seconds", result.stdout)
-    for name in ("boundary.png", "loss.png", "neuron.png"):
+    for name in FIGURES:
         path = Path("out", "micrograd", name)
         assert str(path) in result.stdout and (tmp_path / path).read_bytes().startswith(b"\x89PNG")
 
@@ -1295,7 +1329,7 @@ def test_output_is_closed(closed, tmp_path):
     """It works on; and no figure is opened under the number of standard output."""
     result = shell(f"{SHORT} {closed}", cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["boundary.png", "loss.png", "neuron.png"]
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(FIGURES)
     result = shell(f"PROGRAM --nonsense {closed}", cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == (not closed.endswith("2>&-"))
 
@@ -1376,7 +1410,10 @@ def outcome(tmp_path, monkeypatch, capsys):
     (tmp_path / "names.txt").write_text("anna\nbob\ncarla\n")
     (tmp_path / "others.txt").write_text("emil\nfred\n")
     monkeypatch.chdir(tmp_path)
-    show = lambda model, *rest: print([p.data for p in model.parameters()], *rest)  # noqa: E731
+
+    def show(model, points, targets, losses, config):
+        print([p.data for p in model.parameters()], points, targets, losses, config.work_dir)
+
     monkeypatch.setattr(micrograd, "draw_figures", show)
 
     def outcome(*argv):
@@ -1476,27 +1513,91 @@ def test_figures_that_cannot_be_written(tmp_path, capsys):
     assert error.startswith("micrograd: cannot write the figures: ") and error.count("\n") == 1
 
 
-def test_what_the_figures_show(tmp_path, monkeypatch, capsys):
-    figures, image = [], micrograd.image
-    monkeypatch.setattr(micrograd, "image", lambda figure, *format: (figures.append(figure), image(figure, *format))[1])
+@pytest.fixture
+def figures(monkeypatch):
+    """Every figure that becomes a picture, in order."""
+    made, image = [], micrograd.image
+    monkeypatch.setattr(micrograd, "image", lambda figure, *rest: (made.append(figure), image(figure, *rest))[1])
+    return made
+
+
+def test_what_the_boundary_shows():
     points, targets = [(0.0, 0.0), (1.0, 2.0), (3.0, -1.0)], [1, -1, 1]
     model = MLP(2, [1], rng=random.Random(0))
-    micrograd.draw_figures(model, points, targets, [3.0, INF, 1.0], tmp_path)
-    neuron, boundary, curve = (figure.axes[0] for figure in figures)
-    areas, line, dots = boundary.collections
+    figure = micrograd.plot_boundary(model, points, targets, [3.0, INF, 1.0], 2)
+    plane, curve = figure.axes
+    areas, line, dots = plane.collections
     assert list(line.levels) == [0.0] and dots.get_offsets().tolist() == [list(point) for point in points]
     assert (areas.levels[0], areas.levels[-1], len(areas.levels)) == (-3.0, 3.0, 25)
     red, blue = dots.get_facecolors()[1], dots.get_facecolors()[0]
     assert red[0] > red[2] and blue[2] > blue[0] and (dots.get_facecolors()[2] == blue).all()
     assert areas.cmap(1.0)[2] > areas.cmap(1.0)[0]  # high scores are blue, as are the points of class 1
-    left, right, low, high = *boundary.get_xlim(), *boundary.get_ylim()
+    left, right, low, high = *plane.get_xlim(), *plane.get_ylim()
     assert left <= -0.4 and right >= 3.4 and low <= -1.4 and high >= 2.4
     for path in line.get_paths():
         assert all(abs(model(vertex.tolist()).data) < 1e-6 for vertex in path.vertices)
-    assert curve.lines[0].get_ydata().tolist() == [3.0, 1e99, 1.0] and curve.get_yscale() == "log"
-    assert boundary.get_title() == "decision boundary" and curve.get_title() == "training loss"
-    words = "\n".join(text.get_text() for text in neuron.texts)
-    assert all(f"{label}\ndata" in words for label in ("x1", "x2", "w1", "w2", "b", "output"))
+    losses, here = curve.lines
+    assert losses.get_ydata().tolist() == [3.0, 1e99, 1.0] and curve.get_yscale() == "log"
+    assert (list(here.get_xdata()), list(here.get_ydata())) == ([2], [1.0])
+    (left, right), (low, high) = curve.get_xlim(), curve.get_ylim()
+    assert left < 0 and right > 2 and low < 1.0 and high > 1e99
+    right = sum((model(point).data > 0) == (target > 0) for point, target in zip(points, targets))
+    assert plane.get_title() == f"step 2: {right} of 3 right" and curve.get_title() == "loss 1.0000"
+
+
+def test_one_wrong_of_many_is_not_all_right():
+    """Rounded to per cent, 1999 of 2000 would be 100."""
+
+    class Sign:
+        def __call__(self, point):
+            return Value(point[0])
+
+    points = [(1.0, y / 2000) for y in range(1999)] + [(-1.0, 0.0)]
+    figure = micrograd.plot_boundary(Sign(), points, [1] * 2000, [1.0], 0)
+    assert figure.axes[0].get_title() == "step 0: 1999 of 2000 right"
+
+
+@pytest.mark.parametrize("bias", [1.0, -1.0])
+def test_no_boundary_in_sight_is_no_warning(bias, recwarn):
+    model = MLP(2, [1])
+    for p, data in zip(model.parameters(), (0.0, 0.0, bias)):
+        p.data = data
+    figure = micrograd.plot_boundary(model, [(0.0, 0.0), (1.0, 1.0)], [1, -1], [1.0], 0)
+    assert micrograd.image(figure).startswith(b"\x89PNG") and not recwarn.list
+    assert len(figure.axes[0].collections) == 2
+
+
+def test_the_neuron_of_the_run_is_drawn_both_ways(figures, tmp_path):
+    assert micrograd.main([*DEMO, str(tmp_path)]) == 0
+    _, single, fused = figures
+    titles = [figure.get_suptitle() for figure in (single, fused)]
+    assert re.fullmatch(r"neuron [1-3] at \(-?\d\.\d\d, -?\d\.\d\d\), in single operations", titles[0])
+    assert titles[1] == titles[0].replace("in single operations", "fused")
+    one, other = drawn(single)[0], drawn(fused)[0]
+    assert len(one) == 10 + 5 - 2 and len(other) == 7 + 2 and "dot" in other and "dot" not in one
+    assert {words for words in other if words != "dot"} < set(one)
+    labels = ["x1", "w1", "x2", "w2", "x1w1", "x2w2", "(x1w1+x2w2)", "b", "n", "o"]
+    assert [name for name in names(one) if name in labels] == labels
+
+
+@pytest.mark.parametrize("folder", ["figures", "$x$ ł \u56f3", "long " * 60])
+def test_the_command_stands_below_the_figures(folder, figures, tmp_path, monkeypatch, recwarn):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    monkeypatch.chdir(tmp_path)
+    assert micrograd.main([*DEMO, folder, "--layers", ""]) == 0
+    for figure in figures:
+        (note,) = (text for text in figure.texts if text.get_color() == "0.5")
+        words = note.get_text().encode("ascii").decode("unicode_escape")
+        assert shlex.split(words) == ["python", "micrograd.py", *DEMO, folder, "--layers", ""]
+        extent = note.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+        assert extent.y1 <= 0 < extent.x0 and extent.x1 < figure.bbox.x1 and extent.y0 < 0  # and so crosses nothing
+    assert len(figures) == 3 and not recwarn.list
+
+
+def test_a_drawing_has_no_command(tmp_path, figures):
+    micrograd.image(micrograd.plot_graph(neuron_graph()))
+    assert [text.get_text() for text in figures[0].texts] == ["", ""]
 
 
 def test_figures_do_without_pyplot(tmp_path):
@@ -1507,7 +1608,7 @@ assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.mod
 """
     result = python(code, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["boundary.png", "loss.png", "neuron.png"]
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(FIGURES)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
