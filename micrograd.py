@@ -1,6 +1,6 @@
 """micrograd: automatic differentiation on single numbers, and neural networks on top of it. Standard library only.
 
-    python micrograd.py                                      # learn to tell two moons apart; draw three figures
+    python micrograd.py --animate                            # learn to tell two moons apart; three figures, two films
     python micrograd.py --data spiral --noise 0.02 --optimizer adam -l 0.02 --max-steps 300
     python micrograd.py --demo gpt -i names.txt              # a GPT made of scalars learns names and invents new ones
 
@@ -18,6 +18,7 @@ The workshop: drawing · toy data · two demos, with their training loops · com
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import math
 import os
@@ -607,7 +608,7 @@ def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) 
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing, from left to right: blue boxes are leaves, white boxes results, circles operations
 
-LEAF, RESULT, OPERATION, EDGE, BLUE, RED = "#deebf6", "white", "0.93", "0.45", "#8fb8de", "#c8553d"
+LEAF, RESULT, OPERATION, LIT, EDGE, BLUE, RED = "#deebf6", "white", "0.93", "#f4c4b8", "0.45", "#8fb8de", "#c8553d"
 
 
 def operation(v: Value) -> str:
@@ -635,6 +636,15 @@ def image(figure, note: str = "", dpi: int = 110, format: str = "png") -> bytes:
     return out.getvalue()
 
 
+def film(figures: Iterable, note: str, ms: int) -> bytes:
+    """Figures as the bytes of a GIF, each shown for so many milliseconds, the last one longer."""
+    from PIL import Image  # which matplotlib brings; its own PillowWriter knows no pauses, and writes to files only
+
+    head, *tail = (Image.open(io.BytesIO(image(figure, note, 90))).convert("RGB").quantize() for figure in figures)
+    head.save(out := io.BytesIO(), "GIF", save_all=True, append_images=tail, duration=[ms] * len(tail) + [4000], loop=0)
+    return out.getvalue()
+
+
 def write(path: Path, content: bytes) -> None:
     """Write under another name, then rename: a full disk leaves the old file or none, never a part of the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -651,8 +661,8 @@ def write(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def plot_graph(root: Value, title: str = ""):
-    """-> the graph as a matplotlib figure. (v,) is the operation that results in v."""
+def plot_graph(root: Value, title: str = "", lit: Sequence = ()):
+    """-> the graph as a matplotlib figure. What is in `lit` is lit: Values v, and operations (v,) that result in v."""
     from matplotlib.figure import Figure  # without pyplot: no windows and no global state
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
     from matplotlib.path import Path as Curve
@@ -684,14 +694,28 @@ def plot_graph(root: Value, title: str = ""):
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(low, high), frame_on=False, xticks=[], yticks=[])
     for route in (*routes, *([(v,), v] for v in results)):
         path = Curve([point for p, q in pairwise(route) for point in ((right[p], y[p]), (left[q], y[q]))])
-        axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=7, color=EDGE))
+        color = RED if route[0] in lit and route[-1] in lit else EDGE
+        axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=7, color=color))
     for p, words in lines.items():
         face, corner = (OPERATION, 0.14) if isinstance(p, tuple) else (RESULT if p._prev else LEAF, 0.05)
-        style = dict(boxstyle=f"round,pad=0,rounding_size={corner}", fc=face, ec="0.3")
+        style = dict(boxstyle=f"round,pad=0,rounding_size={corner}", fc=LIT if p in lit else face, ec="0.3")
         wide, tall = right[p] - left[p], 0.14 * (len(words) + 1)
         axes.add_patch(FancyBboxPatch((left[p], y[p] - tall / 2), wide, tall, **style))
         axes.text(left[p] + wide / 2, y[p], "\n".join(words), ha="center", va="center", fontsize=8, parse_math=False)
     return figure
+
+
+def plot_backward(root: Value) -> Iterable:
+    """The chain rule, one result at a time: -> a picture of the graph at each. Before, all gradients have to be 0."""
+    root.grad = 1.0
+    yield plot_graph(root, f"backward begins at the end\n∂{root.label}/∂{root.label} = 1", [root])
+    for v in topological(root):
+        title = f"{operation(v)}: local derivative · gradient of its result\n"
+        for operand, slope in zip(v._prev, v._local):
+            operand.grad += slope * v.grad
+            title += f"  ∂{root.label}/∂{operand.label} = {slope:.4g} · {v.grad:.4g} = {slope * v.grad:.4g}  "
+        yield plot_graph(root, title, [(v,), *v._prev])
+    yield plot_graph(root, f"done\nthe grad of each Value v is ∂{root.label}/∂v")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -722,8 +746,10 @@ def network_demo(config: Config) -> None:
     print(f"{len(points)} points in the shape of {config.data}, a network of {len(model.parameters())} parameters")
 
     momentum = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
-    optimizer, losses = OPTIMIZERS[config.optimizer](model.parameters(), **momentum), []
+    optimizer, losses, history = OPTIMIZERS[config.optimizer](model.parameters(), **momentum), [], []
     for step in range(config.max_steps):
+        if config.animate and step % -(-config.max_steps // 40) == 0:
+            history.append((step, copy.deepcopy(model)))
         optimizer.lr = config.learning_rate * (1.0 - 0.9 * step / config.max_steps)
         batch = rng.sample(range(len(points)), config.batch_size) if config.batch_size else range(len(points))
         scores, answers = [model(points[i]) for i in batch], [targets[i] for i in batch]
@@ -739,7 +765,7 @@ def network_demo(config: Config) -> None:
     loss = LOSSES[config.loss](scores, targets) + l2(optimizer.parameters, config.l2)
     print(f"loss {loss.data:.4f}, accuracy {accuracy(scores, targets):.1%}, {time.perf_counter() - start:.1f} seconds")
     try:
-        draw_figures(model, points, targets, [*losses, loss.data], config)
+        draw_figures([*history, (config.max_steps, model)], points, targets, [*losses, loss.data], config)
     except ImportError:
         print("no figures: they need matplotlib (pip install matplotlib)")
     except OSError as error:
@@ -756,17 +782,22 @@ def time_to_report(step: int, config: Config, loss: Value) -> bool:  # about ten
     return step % max(1, config.max_steps // 10) == 0 or step == config.max_steps - 1
 
 
-def draw_figures(model: MLP, points: Sequence, targets: Sequence, losses: Sequence, config: Config) -> None:
-    layer, note = model.layers[0], config.command
+def draw_figures(history: Sequence, points: Sequence, targets: Sequence, losses: Sequence, config: Config) -> None:
+    """`history` has the steps that are to be seen, each with the network before it; at its end, what was learned."""
+    layer, note = history[-1][1].layers[0], config.command
     neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
     numbers, place = (*point, *(p.data for p in neuron.parameters())), "({:.2f}, {:.2f})".format(*point)
-    boundary = plot_boundary(model, points, targets, losses, config.max_steps)
-    pictures = {"boundary.png": image(boundary, note)}
+    boundary = [plot_boundary(model, points, targets, losses, step) for step, model in history]
+    pictures = {"boundary.png": image(boundary[-1], note)}
     for name, fused in (("neuron.png", False), ("dot.png", True)):
         out = one_neuron(numbers, neuron.activation, fused)
         out.backward()
         title = f"neuron {layer.neurons.index(neuron) + 1} at {place}, {'fused' if fused else 'in single operations'}"
         pictures[name] = image(plot_graph(out, title), note)
+    if config.animate:
+        pictures["boundary.gif"] = film(boundary, note, 100)
+        lecture = one_neuron((2.0, 0.0, -3.0, 1.0, 6.8813735870195432), "tanh")
+        pictures["backward.gif"] = film(plot_backward(lecture), note, 1500)
     folder = Path(config.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
@@ -875,6 +906,7 @@ class Config:
     optimizer: str = flag("sgd", "how to step", of="network", choices=OPTIMIZERS)
     batch_size: int = flag(0, "points per step; 0 for all", of="network", least=0)
     work_dir: str = flag("out/micrograd", "folder for the figures", "-o", of="network", metavar="FOLDER")
+    animate: bool = flag(False, "add boundary.gif and backward.gif", of="network", action="store_true")
     momentum: float = flag(0.0, "how much of the last step is repeated", of="sgd", least=0)
     input_file: str = flag("names.txt", "text file with one name per line", "-i", of="gpt", metavar="FILE")
     num_samples: int = flag(20, "names to invent", of="gpt", least=0)

@@ -14,6 +14,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import asdict, fields
 from fractions import Fraction
@@ -55,7 +56,7 @@ from micrograd import (
 torch.set_num_threads(1)  # the tensors here are small; a second thread only waits
 SCRIPT = Path(micrograd.__file__)
 INF, NAN = math.inf, math.nan
-FIGURES = ("boundary.png", "neuron.png", "dot.png")
+FIGURES, FILMS = ("boundary.png", "neuron.png", "dot.png"), ("boundary.gif", "backward.gif")
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a shell, or a limit that only POSIX systems can set")
 
 
@@ -1291,13 +1292,13 @@ def test_about_ten_lines_in_a_run_and_the_last_step(monkeypatch, capsys):
         assert re.findall(r"^step +(\d+) \|", capsys.readouterr().out, re.MULTILINE) == list(map(str, shown))
 
 
-@pytest.mark.parametrize("place", ["make_data", "time_to_report", "draw_figures", "image", "write"])
+@pytest.mark.parametrize("place", ["make_data", "time_to_report", "draw_figures", "image", "film", "write"])
 def test_interrupted(place, monkeypatch, tmp_path, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(micrograd, place, stop)
-    assert micrograd.main([*DEMO, str(tmp_path)]) == 130
+    assert micrograd.main([*DEMO, str(tmp_path), *["--animate"] * (place == "film")]) == 130
     assert capsys.readouterr().err == "micrograd: stopped\n" and not list(tmp_path.iterdir())
 
 
@@ -1397,6 +1398,7 @@ CHANGED = {  # another value for each flag
     "optimizer": "adam",
     "batch_size": 5,
     "work_dir": "elsewhere",
+    "animate": None,  # it takes no value
     "momentum": 0.9,
     "input_file": "others.txt",
     "num_samples": 2,
@@ -1411,8 +1413,9 @@ def outcome(tmp_path, monkeypatch, capsys):
     (tmp_path / "others.txt").write_text("emil\nfred\n")
     monkeypatch.chdir(tmp_path)
 
-    def show(model, points, targets, losses, config):
-        print([p.data for p in model.parameters()], points, targets, losses, config.work_dir)
+    def show(history, points, targets, losses, config):
+        weights = [[step, *(p.data for p in model.parameters())] for step, model in history]
+        print(weights, points, targets, losses, config.work_dir)
 
     monkeypatch.setattr(micrograd, "draw_figures", show)
 
@@ -1431,6 +1434,7 @@ def test_the_table_of_flags_is_complete():
 def test_the_defaults():
     common = {"seed": 1337, "data": "moons", "points": 100, "noise": 0.1, "layers": "16,16", "activation": "relu"}
     common |= {"loss": "hinge", "l2": 1e-4, "batch_size": 0, "work_dir": "out/micrograd", "momentum": 0.0}
+    common |= {"animate": False}
     common |= {"input_file": "names.txt", "num_samples": 20, "temperature": 0.5}
     for changed, depends in (
         ({}, {"demo": "network", "optimizer": "sgd", "learning_rate": 1.0, "max_steps": 100}),
@@ -1445,7 +1449,7 @@ def test_the_defaults():
 def test_every_flag_is_used_or_named(demo, name, outcome):
     flag = "--" + name.replace("_", "-")
     before, silence = outcome("--demo", demo, *SMALL[demo])
-    after, words = outcome("--demo", demo, *SMALL[demo], flag, CHANGED[name])
+    after, words = outcome("--demo", demo, *SMALL[demo], flag, *[CHANGED[name]] * (CHANGED[name] is not None))
     assert silence == "" and (after == before) == bool(words)
     if words:
         run = {"network": "network with sgd", "gpt": "gpt"}[demo]
@@ -1598,6 +1602,131 @@ def test_the_command_stands_below_the_figures(folder, figures, tmp_path, monkeyp
 def test_a_drawing_has_no_command(tmp_path, figures):
     micrograd.image(micrograd.plot_graph(neuron_graph()))
     assert [text.get_text() for text in figures[0].texts] == ["", ""]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Films
+
+
+def frames(path):
+    """The pictures of a GIF as (width, height, milliseconds)."""
+    from PIL import Image
+
+    with Image.open(path) as film:
+        assert film.format == "GIF" and film.info["loop"] == 0
+        shown = []
+        for i in range(film.n_frames):
+            film.seek(i)
+            shown.append((*film.size, film.info["duration"]))
+    return shown
+
+
+def test_animate(figures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    start = time.process_time()
+    assert micrograd.main([*DEMO, "out", "--max-steps", "3", "--animate"]) == 0
+    assert time.process_time() - start < 20
+    out, error = capsys.readouterr()
+    assert error == "" and out.splitlines()[-1].split() == ["figures:", *(str(Path("out", f)) for f in FIGURES + FILMS)]
+    assert sorted(os.listdir("out")) == sorted(FIGURES + FILMS)
+    assert all(10_000 < Path("out", film).stat().st_size < 2_000_000 for film in FILMS)
+    boundary, backward = (frames(Path("out", film)) for film in FILMS)
+    assert [ms for _, _, ms in boundary] == [100] * 3 + [4000]
+    assert [ms for _, _, ms in backward] == [1500] * 6 + [4000]
+    assert 600 < boundary[0][0] < 660 and 600 < backward[0][0] < 760
+    titles = [figure.axes[0].get_title() for figure in figures[3:7]]
+    assert [title.split(":")[0] for title in titles] == [f"step {i}" for i in range(4)]
+    assert figures[6] is figures[0]  # boundary.png is the last picture of boundary.gif
+    assert len({figure.axes[1].get_ylim() for figure in figures[3:7]}) == 1  # the axes stand still
+
+
+def test_the_longest_film_is_below_two_megabytes():
+    """Four of its 41 frames, which have less in common than those of a run: other weights in each."""
+    rng = random.Random(1337)
+    points, targets = make_data("moons", 100, 0.1, rng)
+    shown = [micrograd.plot_boundary(MLP(2, [16, 16, 1], rng=rng), points, targets, [1.0] * 101, i) for i in range(4)]
+    assert len(micrograd.film(shown, "python micrograd.py --animate", 100)) < 4 / 41 * 2_000_000
+
+
+def test_the_film_of_backward():
+    """Each frame lights one operation and its operands; the gradients come one by one and end as the lecture's."""
+    y = lectures_neuron()
+    shown = list(micrograd.plot_backward(y))
+    lights, known = [], []
+    for figure in shown:
+        lit = [box for box in figure.axes[0].patches if hasattr(box, "get_boxstyle")]
+        lit = [t.get_text().split("\n")[0] for t, box in zip(figure.axes[0].texts, lit) if is_lit(box)]
+        lights.append(sorted(lit))
+        known.append({t.split("\n")[0]: t.split("grad ")[1] for t in drawn(figure)[0] if "grad " in t})
+    assert lights == [
+        ["o"], ["n", "tanh"], ["(x1w1+x2w2)", "+", "b"], ["+", "x1w1", "x2w2"],
+        ["w1", "x1", "×"], ["w2", "x2", "×"], [],
+    ]  # fmt: skip
+    assert [sum(grad != "0.0000" for grad in grads.values()) for grads in known] == [1, 2, 4, 6, 8, 9, 9]
+    assert known[-1] == dict(zip(
+        ["x1", "w1", "x2", "w2", "b", "x1w1", "x2w2", "(x1w1+x2w2)", "n", "o"],
+        ["-1.5000", "1.0000", "0.5000", "0.0000", *["0.5000"] * 5, "1.0000"],
+    ))  # fmt: skip
+    again = lectures_neuron()
+    again.backward()
+    assert [v.grad for v in ordered(y)] == [v.grad for v in ordered(again)]  # bit for bit what backward() gives
+    titles = [figure.get_suptitle() for figure in shown]
+    assert titles[1] == "tanh: local derivative · gradient of its result\n  ∂o/∂n = 0.5 · 1 = 0.5  "
+    assert titles[4].endswith("  ∂o/∂x1 = -3 · 0.5 = -1.5    ∂o/∂w1 = 2 · 0.5 = 1  ")
+    sizes = {micrograd.image(figure)[16:24] for figure in shown}  # where a PNG says how large it is
+    assert len(sizes) == 1
+
+
+def is_lit(patch):
+    from matplotlib.colors import to_rgba
+
+    return patch.get_facecolor() == to_rgba(micrograd.LIT)
+
+
+@pytest.mark.parametrize(("steps", "count"), [(0, 1), (1, 2), (40, 41), (41, 22), (100, 35), (119, 41)])
+def test_about_forty_frames(steps, count, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(micrograd, "draw_figures", lambda history, *rest: seen.extend(history))
+    micrograd.main(["--points", "2", "--layers", "1", "--max-steps", str(steps), "--animate"])
+    assert len(seen) == count and [step for step, _ in seen][-1] == steps
+    assert [step for step, _ in seen] == sorted({step for step, _ in seen})
+    weights = [tuple(p.data for p in model.parameters()) for _, model in seen]
+    assert steps == 0 or weights[0] != weights[-1]  # each is a copy, of its own step
+    seen.clear()
+    micrograd.main(["--points", "2", "--layers", "1", "--max-steps", str(steps)])
+    assert len(seen) == 1  # without --animate, nothing is copied
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+def test_a_full_disk_leaves_the_old_film(failing, tmp_path, monkeypatch, capsys):
+    write, replace = Path.write_bytes, os.replace
+
+    def full(path, content):
+        if Path(path).name.startswith(".boundary.gif"):
+            if failing == "write_bytes":
+                write(path, content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+        return (write if failing == "write_bytes" else replace)(path, content)
+
+    monkeypatch.setattr(micrograd, "film", lambda *arguments: b"a film")
+    for film in FILMS:
+        (tmp_path / film).write_text("old")
+    monkeypatch.setattr(*((Path, "write_bytes") if failing == "write_bytes" else (os, "replace")), full)
+    assert micrograd.main([*DEMO, str(tmp_path), "--animate"]) == 0
+    out, error = capsys.readouterr()
+    assert error == "micrograd: cannot write the figures: [Errno 28] No space left on device\n"
+    assert "figures:" not in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FIGURES + FILMS)
+    assert all((tmp_path / film).read_text() == "old" for film in FILMS)
+
+
+@pytest.mark.parametrize("missing", ["matplotlib.figure", "PIL"])
+def test_films_without_matplotlib(missing, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert micrograd.main([*DEMO, str(tmp_path / "films"), "--animate"]) == 0
+    out, error = capsys.readouterr()
+    assert out.splitlines()[-1] == "no figures: they need matplotlib (pip install matplotlib)" and error == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_figures_do_without_pyplot(tmp_path):
