@@ -570,8 +570,7 @@ class GPT(Module):
         query = affine(h, self.query)
         cache.append((affine(h, self.key), affine(h, self.value)))
         h, size = [], len(x) // self.n_head
-        for start in range(0, len(x), size):  # each head has its own part of the channels
-            part = slice(start, start + size)
+        for part in (slice(i, i + size) for i in range(0, len(x), size)):  # each head has its own part of the channels
             scores = affine(query[part], [key[part] for key, _ in cache])  # no mask: later positions are not there yet
             weights = softmax(scores, temperature=size**0.5)  # one per position
             h += affine(weights, zip(*(value[part] for _, value in cache)))  # the weighted mean of their values
@@ -594,8 +593,7 @@ def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) 
     name, cache = "", []
     while len(cache) < model.block_size:
         logits = [v.data for v in model(token, cache)]
-        token = rng.choices(range(end + 1), weights=probabilities(logits, temperature))[0]
-        if token == end:
+        if (token := rng.choices(range(end + 1), weights=probabilities(logits, temperature))[0]) == end:
             break
         name += alphabet[token]
     return name
@@ -609,6 +607,27 @@ def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) 
 # Drawing, from left to right: blue boxes are leaves, white boxes results, circles operations
 
 LEAF, RESULT, OPERATION, LIT, EDGE, BLUE, RED = "#deebf6", "white", "0.93", "#f4c4b8", "0.45", "#8fb8de", "#c8553d"
+
+
+def trace(root: Value) -> tuple[list[Value], list[tuple[Value, Value]]]:
+    """-> (nodes, edges) of the graph, operands before their results."""
+    nodes = list(dict.fromkeys([v for result in topological(root)[::-1] for v in (*result._prev, result)] or [root]))
+    return nodes, [(operand, v) for v in nodes for operand in dict.fromkeys(v._prev)]
+
+
+def boxes(root: Value) -> tuple[dict, list]:
+    """-> ({box: its words}, arrows from box to box, the last first). Boxes are Values v, and their operations (v,)."""
+    words = {v: f"{v.label}\n" * bool(v.label) + f"data {v.data:.4f}\ngrad {v.grad:.4f}" for v in trace(root)[0]}
+    words |= {(v,): operation(v) for v in words if v._prev}
+    return words, [edge for v in topological(root) for edge in (((v,), v), *zip(dict.fromkeys(v._prev), repeat((v,))))]
+
+
+def to_dot(root: Value) -> str:
+    """The graph in graphviz's language."""
+    (words, arrows), signs = boxes(root), str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    name = {p: f"v{i}" for i, p in enumerate(words)}
+    text = [f'{name[p]} [label="{words[p].translate(signs)}"{", shape=box" * isinstance(p, Value)}]' for p in words]
+    return "\n".join(["digraph {", "rankdir=LR", *text, *(f"{name[a]} -> {name[b]}" for a, b in arrows), "}"])
 
 
 def operation(v: Value) -> str:
@@ -628,11 +647,10 @@ def draw(root: Value, path: str | Path) -> None:
     write(Path(path), image(plot_graph(root), format=Path(path).suffix[1:]))
 
 
-def image(figure, note: str = "", dpi: int = 110, format: str = "png") -> bytes:
+def image(fig, note: str = "", dpi: int = 110, format: str = "png") -> bytes:
     """A matplotlib figure as the bytes of a file. The note is put below it, on as many lines as it needs."""
-    words = figure.supxlabel(note, y=0, va="top", fontsize=7, color="0.5", wrap=True, parse_math=False)
-    whole = dict(bbox_inches="tight", bbox_extra_artists=[figure.patch, words])
-    figure.savefig(out := io.BytesIO(), format=format, dpi=dpi, **whole)
+    text = fig.supxlabel(note, y=0, va="top", fontsize=7, color="0.5", wrap=True, parse_math=False)
+    fig.savefig(out := io.BytesIO(), format=format, dpi=dpi, bbox_inches="tight", bbox_extra_artists=[fig.patch, text])
     return out.getvalue()
 
 
@@ -663,28 +681,23 @@ def write(path: Path, content: bytes) -> None:
 
 def plot_graph(root: Value, title: str = "", lit: Sequence = ()):
     """-> the graph as a matplotlib figure. What is in `lit` is lit: Values v, and operations (v,) that result in v."""
+    from matplotlib import patches, path
     from matplotlib.figure import Figure  # without pyplot: no windows and no global state
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-    from matplotlib.path import Path as Curve
 
+    if (size := len(trace(root)[0])) > 400:
+        raise ValueError(f"nobody can read a graph of {size} nodes: draw a part of it, up to 400")
     # Columns, counted from the right: each Value just left of its first use, each operation just left of its result.
     # Rows: in reading order. Where a line crosses a column, a point (operand, column) keeps a row free for it.
-    results, column = topological(root), {root: 0}
-    for v in results:
-        for operand in v._prev:
-            column[operand] = max(column.get(operand, 0), column[v] + 2)
-    if len(column) > 400:
-        raise ValueError(f"nobody can read a graph of {len(column)} nodes: draw a part of it, up to 400")
-    lines = {v: [v.label, f"data {v.data:.4f}", f"grad {v.grad:.4f}"][not v.label :] for v in column}
-    lines |= {(v,): [operation(v)] for v in results}
-    column |= {(v,): column[v] + 1 for v in results}
-    routes = [[a, *((a, c) for c in range(column[a] - 1, column[v] + 1, -1)), (v,)] for v in results for a in v._prev]
+    (words, arrows), column = boxes(root), {root: 0}
+    for a, b in arrows:
+        column[a] = max(column.get(a, 0), column[b] + 1)
+    routes = [[a, *((a, c) for c in range(column[a] - 1, column[b], -1)), b] for a, b in arrows]
     column |= {point: point[1] for route in routes for point in route[1:-1]}
     gap = min(0.5, 0.14 + 0.015 * max(map([*column.values()].count, column.values())))  # inches; wide for many lines
     left, right, y, end = {}, {}, {}, -gap / 2
     for c in range(max(column.values()), -1, -1):  # a column is as wide as its longest line
         members = [p for p in column if column[p] == c]
-        letters = max(len(line) for p in members for line in lines.get(p, []))
+        letters = max(len(line) for p in members for line in words.get(p, "").split("\n"))
         start, end = end + gap, end + gap + 0.2 + 0.066 * min(letters, 40)  # 1e300 has too many digits for any picture
         left, right = left | dict.fromkeys(members, start), right | dict.fromkeys(members, end)
         y |= {p: 0.68 * (i - (len(members) - 1) / 2) for i, p in enumerate(members)}
@@ -692,16 +705,16 @@ def plot_graph(root: Value, title: str = "", lit: Sequence = ()):
     figure = Figure(figsize=(wide, low - high))
     figure.suptitle(title, y=0.99, parse_math=False)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(low, high), frame_on=False, xticks=[], yticks=[])
-    for route in (*routes, *([(v,), v] for v in results)):
-        path = Curve([point for p, q in pairwise(route) for point in ((right[p], y[p]), (left[q], y[q]))])
+    for route in routes:
+        line = path.Path([point for p, q in pairwise(route) for point in ((right[p], y[p]), (left[q], y[q]))])
         color = RED if route[0] in lit and route[-1] in lit else EDGE
-        axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=7, color=color))
-    for p, words in lines.items():
+        axes.add_patch(patches.FancyArrowPatch(path=line, arrowstyle="-|>", mutation_scale=7, color=color))
+    for p, text in words.items():
         face, corner = (OPERATION, 0.14) if isinstance(p, tuple) else (RESULT if p._prev else LEAF, 0.05)
         style = dict(boxstyle=f"round,pad=0,rounding_size={corner}", fc=LIT if p in lit else face, ec="0.3")
-        wide, tall = right[p] - left[p], 0.14 * (len(words) + 1)
-        axes.add_patch(FancyBboxPatch((left[p], y[p] - tall / 2), wide, tall, **style))
-        axes.text(left[p] + wide / 2, y[p], "\n".join(words), ha="center", va="center", fontsize=8, parse_math=False)
+        wide, tall = right[p] - left[p], 0.14 * (text.count("\n") + 2)
+        axes.add_patch(patches.FancyBboxPatch((left[p], y[p] - tall / 2), wide, tall, **style))
+        axes.text(left[p] + wide / 2, y[p], text, ha="center", va="center", fontsize=8, parse_math=False)
     return figure
 
 
@@ -731,12 +744,10 @@ SHAPES: dict[str, Callable] = {  # the place of a point: t runs from 0 to 1 alon
 
 def make_data(shape: str, n: int, noise: float, rng=random) -> tuple[list[tuple[float, float]], list[int]]:
     """-> (points, targets): n of them in random order, with Gaussian noise on both coordinates."""
-    points, targets = [], [1 if i % 2 else -1 for i in range(n)]
+    targets = [1 if i % 2 else -1 for i in range(n)]
     rng.shuffle(targets)
-    for i, target in enumerate(targets):
-        x, y = SHAPES[shape]((i + 0.5) / n, target, rng)
-        points.append((x + rng.gauss(0, noise), y + rng.gauss(0, noise)))
-    return points, targets
+    places = (SHAPES[shape]((i + 0.5) / n, target, rng) for i, target in enumerate(targets))
+    return [(x + rng.gauss(0, noise), y + rng.gauss(0, noise)) for x, y in places], targets
 
 
 def network_demo(config: Config) -> None:
@@ -796,10 +807,8 @@ def draw_figures(history: Sequence, points: Sequence, targets: Sequence, losses:
         pictures[name] = image(plot_graph(out, title), note)
     if config.animate:
         pictures["boundary.gif"] = film(boundary, note, 100)
-        lecture = one_neuron((2.0, 0.0, -3.0, 1.0, 6.8813735870195432), "tanh")
-        pictures["backward.gif"] = film(plot_backward(lecture), note, 1500)
-    folder = Path(config.work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+        pictures["backward.gif"] = film(plot_backward(one_neuron()), note, 1500)
+    (folder := Path(config.work_dir)).mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write(folder / name, picture)
     print("figures:", *(folder / name for name in pictures))
@@ -820,14 +829,13 @@ def plot_boundary(model: MLP, points: Sequence, targets: Sequence, losses: Seque
     plane.scatter(*zip(*points), s=22, c=[BLUE if t > 0 else RED for t in targets], ec="black", lw=0.6)
     plane.set(title=f"step {step}: {accuracy(map(model, points), targets) * len(points):.0f} of {len(points)} right")
     plane.set(xticks=[], yticks=[], xlabel="score: red below 0, blue above", aspect="equal", anchor="N")
-    curve.plot([min(loss, 1e99) for loss in losses], color=BLUE)  # matplotlib cannot draw inf
-    curve.plot(step, min(losses[step], 1e99), "o", color=RED)
+    curve.plot([min(loss, 1e99) for loss in losses], "-o", color=BLUE, mfc=RED, mec=RED, markevery=[step])  # not inf
     curve.set(title=f"loss {losses[step]:.4f}", xlabel="step", yscale="log")
     return plane.figure
 
 
-def one_neuron(numbers: Sequence[float], activation: str, fused: bool = False) -> Value:
-    """activation(x1·w1 + x2·w2 + b), with the names it has in the lecture; in single operations, or its sum as one."""
+def one_neuron(numbers: Sequence = (2.0, 0.0, -3.0, 1.0, 6.8813735870195432), activation="tanh", fused=False) -> Value:
+    """activation(x1·w1 + x2·w2 + b), names and numbers as in the lecture; in single operations, or its sum as one."""
     x1, x2, w1, w2, b = map(Value, numbers, ("x1", "x2", "w1", "w2", "b"))
     both = (x1w1 := x1 * w1) + (x2w2 := x2 * w2)
     n = dot([w1, w2], [x1, x2], b) if fused else both + b
@@ -937,37 +945,19 @@ def spell(f) -> str:
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, users: Sequence[str]):  # the help shows the defaults that these users have
+        text = argparse.RawDescriptionHelpFormatter
+        super().__init__("micrograd.py", description=__doc__, formatter_class=text, add_help=False, allow_abbrev=False)
+        groups = {user: self.add_argument_group(title) for user, title in USERS.items()}
+        groups[""].add_argument("-h", "--help", action="store_true", help="this text; after --demo, with its defaults")
+        for f in fields(Config):
+            kind = {"int": {"type": int, "metavar": "N"}, "float": {"type": float, "metavar": "X"}}.get(f.type, {})
+            defaults = [f"{user} {x}".strip() for user, x in f.metadata["defaults"].items() if user in users]
+            kind |= {"help": f"{f.metadata['help']} (default: {', '.join(defaults)})", "default": argparse.SUPPRESS}
+            groups[f.metadata["of"]].add_argument(*f.metadata["short"], spell(f), **kind | f.metadata["options"])
+
     def error(self, message):
         raise ValueError(f"{message} (--help lists the flags)")
-
-
-def flags(users: Sequence[str]) -> Parser:
-    """The parser of the flags; its help shows the defaults that these users have."""
-    text = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="micrograd.py", description=__doc__, formatter_class=text, add_help=False, allow_abbrev=False)
-    groups = {user: parser.add_argument_group(title) for user, title in USERS.items()}
-    groups[""].add_argument("-h", "--help", action="store_true", help="this text; after --demo, with its defaults")
-    for f in fields(Config):
-        kind = {"int": {"type": int, "metavar": "N"}, "float": {"type": float, "metavar": "X"}}.get(f.type, {})
-        defaults = [f"{user} {x}".strip() for user, x in f.metadata["defaults"].items() if user in users]
-        kind |= {"help": f"{f.metadata['help']} (default: {', '.join(defaults)})", "default": argparse.SUPPRESS}
-        groups[f.metadata["of"]].add_argument(*f.metadata["short"], spell(f), **kind | f.metadata["options"])
-    return parser
-
-
-def parse(argv: Sequence[str]) -> Config:
-    hyphens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
-    given = vars(flags(()).parse_args(hyphens))
-    if given.pop("help", False):  # only now is it known whose defaults to show
-        print(flags(Config(**given).users if given else ("", *DEMOS, *OPTIMIZERS)).format_help(), end="", flush=True)
-        sys.exit(0)
-    config = Config(**given)
-    config.command = shlex.join(["python", "micrograd.py", *argv]).encode("ascii", "backslashreplace").decode()
-    users = {spell(f): f.metadata["of"] for f in fields(config) if f.name in given}
-    unused = ", ".join(f"{name} ({user})" for name, user in users.items() if user not in config.users)
-    if unused:
-        print(f"micrograd: not used by --demo {' with '.join(config.users[1:])}: {unused}", file=sys.stderr)
-    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -975,7 +965,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     status, words = 0, ""
     try:
         prepare_output()
-        config = parse(sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        hyphens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
+        args = vars(Parser(()).parse_args(hyphens))
+        if args.pop("help", False):  # only now is it known whose defaults to show
+            print(Parser(Config(**args).users if args else ("", *DEMOS, *OPTIMIZERS)).format_help(), end="", flush=True)
+            sys.exit(0)
+        config = Config(**args)
+        config.command = shlex.join(["python", "micrograd.py", *argv]).encode("ascii", "backslashreplace").decode()
+        users = {spell(f): f.metadata["of"] for f in fields(config) if f.name in args}
+        if unused := ", ".join(f"{name} ({user})" for name, user in users.items() if user not in config.users):
+            print(f"micrograd: not used by --demo {' with '.join(config.users[1:])}: {unused}", file=sys.stderr)
         DEMOS[config.demo](config)
         sys.stdout.flush()
     except KeyboardInterrupt:

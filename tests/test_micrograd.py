@@ -49,8 +49,10 @@ from micrograd import (
     mean,
     softmax,
     squared_error,
+    to_dot,
     topological,
     total,
+    trace,
 )
 
 torch.set_num_threads(1)  # the tensors here are small; a second thread only waits
@@ -238,7 +240,7 @@ def test_a_masked_operand_is_still_in_the_graph():
         inner.label = "inner"
         y = outer(inner)
         y.backward()
-        assert inner.grad == 0.0 and inner in topological(y)
+        assert inner.grad == 0.0 and inner in topological(y) and inner in trace(y)[0]
         assert any(words.startswith("inner\n") for words in drawn(y)[0])
     inner, c = a * -9, Value(2.0)
     inner.backward()
@@ -761,6 +763,39 @@ def drawn(graph):
         assert text.get_position() == pytest.approx(((x0 + x1) / 2, (y0 + y1) / 2))
     lines = [p for p in axes.patches if isinstance(p, FancyArrowPatch)]
     return dict(zip((t.get_text() for t in axes.texts), places)), lines
+
+
+def test_trace():
+    y = neuron_graph()
+    nodes, edges = trace(y)
+    assert len(nodes) == 8 and len(edges) == 7 and nodes[-1] is y
+    position = {v: i for i, v in enumerate(nodes)}
+    assert all(position[a] < position[b] for a, b in edges)
+    assert trace(Value(1.0))[1] == [] and len(trace(Value(1.0))[0]) == 1
+    a = Value(1.0)
+    assert len(trace(a + a)[1]) == 1
+
+
+def test_to_dot_names_everything():
+    text = to_dot(neuron_graph())
+    assert text.startswith("digraph") and "rankdir=LR" in text
+    for words in ("x\\ndata 2.0000", 'w \\"quoted\\"', 'label="tanh"', 'label="× 2"', 'label="+ 1"', "grad 1.0000"):
+        assert words in text
+    assert (text.count("[label="), text.count("shape=box"), text.count(" -> ")) == (8 + 5, 8, 7 + 5)
+    a = Value(8.0, "back\\slash")
+    graphs = [a - 3, a / 4, 2 - a, 2 / a, a**2, -a, a + a]
+    operations = [re.findall(r'v\d+ \[label="([^"]*)"\]', to_dot(y)) for y in graphs]
+    assert operations == [["- 3"], ["/ 4"], ["2-"], ["2/"], ["**2"], ["neg"], ["+"]]
+    assert to_dot(a + a).splitlines() == [
+        "digraph {",
+        "rankdir=LR",
+        r'v0 [label="back\\slash\ndata 8.0000\ngrad 0.0000", shape=box]',
+        r'v1 [label="data 16.0000\ngrad 0.0000", shape=box]',
+        'v2 [label="+"]',
+        "v2 -> v1",
+        "v0 -> v2",
+        "}",
+    ]
 
 
 def test_everything_is_drawn_and_named():
@@ -1540,9 +1575,9 @@ def test_what_the_boundary_shows():
     assert left <= -0.4 and right >= 3.4 and low <= -1.4 and high >= 2.4
     for path in line.get_paths():
         assert all(abs(model(vertex.tolist()).data) < 1e-6 for vertex in path.vertices)
-    losses, here = curve.lines
+    (losses,) = curve.lines
     assert losses.get_ydata().tolist() == [3.0, 1e99, 1.0] and curve.get_yscale() == "log"
-    assert (list(here.get_xdata()), list(here.get_ydata())) == ([2], [1.0])
+    assert (losses.get_marker(), losses.get_markevery(), losses.get_markerfacecolor()) == ("o", [2], micrograd.RED)
     (left, right), (low, high) = curve.get_xlim(), curve.get_ylim()
     assert left < 0 and right > 2 and low < 1.0 and high > 1e99
     right = sum((model(point).data > 0) == (target > 0) for point, target in zip(points, targets))
@@ -1754,5 +1789,5 @@ def test_the_lecture_stands_in_front():
         assert lecture < place(thing) < lessons
     for thing in (gradcheck, GPT):
         assert lessons < place(thing) < workshop
-    for thing in (draw, micrograd.plot_graph, make_data, micrograd.network_demo, micrograd.Config, micrograd.main):
+    for thing in (trace, draw, make_data, micrograd.network_demo, micrograd.Config, micrograd.main):
         assert workshop < place(thing)
