@@ -1,6 +1,6 @@
 """micrograd: automatic differentiation on single numbers, and neural networks on top of it. Standard library only.
 
-    python micrograd.py                                      # learn to tell two moons apart; draw three figures
+    python micrograd.py --animate                            # learn to tell two moons apart; three figures, two films
     python micrograd.py --data spiral --noise 0.02 --optimizer adam -l 0.02 --max-steps 300
     python micrograd.py --demo gpt -i names.txt              # a GPT made of scalars learns names and invents new ones
 
@@ -18,13 +18,13 @@ The workshop: drawing · toy data · two demos, with their training loops · com
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import math
 import os
 import random
 import re
-import shutil
-import subprocess
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -52,9 +52,7 @@ def number(x) -> float:
 
 
 def _divide(a: float, b: float) -> float:
-    if b == 0.0:
-        return math.copysign(math.inf, a) * math.copysign(1.0, b) if abs(a) > 0.0 else math.nan
-    return a / b
+    return a / b if b else math.copysign(math.inf, a) * math.copysign(1.0, b) if abs(a) > 0.0 else math.nan
 
 
 def _power(a: float, b: float) -> float:
@@ -211,7 +209,7 @@ class Value:
 
     def _repr_svg_(self):  # what a notebook shows: the graph, if that can be drawn, and read
         with suppress(Exception):
-            return render(self, "svg").decode() if len(trace(self)[0]) <= READABLE else None
+            return image(plot_graph(self), format="svg").decode()
 
     def backward(self) -> None:
         """Set the `grad` of everything this Value was made from to the derivative of this Value with respect to it.
@@ -572,8 +570,7 @@ class GPT(Module):
         query = affine(h, self.query)
         cache.append((affine(h, self.key), affine(h, self.value)))
         h, size = [], len(x) // self.n_head
-        for start in range(0, len(x), size):  # each head has its own part of the channels
-            part = slice(start, start + size)
+        for part in (slice(i, i + size) for i in range(0, len(x), size)):  # each head has its own part of the channels
             scores = affine(query[part], [key[part] for key, _ in cache])  # no mask: later positions are not there yet
             weights = softmax(scores, temperature=size**0.5)  # one per position
             h += affine(weights, zip(*(value[part] for _, value in cache)))  # the weighted mean of their values
@@ -596,8 +593,7 @@ def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) 
     name, cache = "", []
     while len(cache) < model.block_size:
         logits = [v.data for v in model(token, cache)]
-        token = rng.choices(range(end + 1), weights=probabilities(logits, temperature))[0]
-        if token == end:
+        if (token := rng.choices(range(end + 1), weights=probabilities(logits, temperature))[0]) == end:
             break
         name += alphabet[token]
     return name
@@ -608,73 +604,62 @@ def sample(model: GPT, alphabet: Sequence[str], temperature: float, rng=random) 
 # =====================================================================================================================
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Drawing, from left to right: round boxes are leaves, square boxes results, ellipses operations
+# Drawing, from left to right: blue boxes are leaves, white boxes results, circles operations
 
-READABLE = 400  # nodes; a larger graph is too crowded to read
-LEAF, RESULT, OPERATION, EDGE = "#dcebfa", "#fff3d6", "#e6e0f2", "#777777"
+LEAF, RESULT, OPERATION, LIT, EDGE, BLUE, RED = "#deebf6", "white", "0.93", "#f4c4b8", "0.45", "#8fb8de", "#c8553d"
 
 
 def trace(root: Value) -> tuple[list[Value], list[tuple[Value, Value]]]:
     """-> (nodes, edges) of the graph, operands before their results."""
-    order = [*reversed(topological(root)), root]
-    nodes = list(dict.fromkeys(v for result in order for v in (*result._prev, result)))
+    nodes = list(dict.fromkeys([v for result in topological(root)[::-1] for v in (*result._prev, result)] or [root]))
     return nodes, [(operand, v) for v in nodes for operand in dict.fromkeys(v._prev)]
 
 
-def caption(v: Value) -> str:
-    return f"{v.label}\n" * bool(v.label) + f"data {v.data:.4f}\ngrad {v.grad:.4f}"
-
-
-def operation(v: Value) -> str:
-    """The name in the ellipse. Of `a * 2` only a is kept as an operand, so the 2 is worked out from the numbers."""
-    if len(v._prev) > 1 or v._op not in ("+", "-", "*", "/"):
-        return v._op
-    x, slope = v._prev[0].data, v._local[0]
-    constant = {"+": v.data - x, "-": x - v.data, "*": slope, "/": _divide(1.0, slope)}[v._op]
-    return f"{v._op} {constant:.4g}"
+def boxes(root: Value) -> tuple[dict, list]:
+    """-> ({box: its words}, arrows from box to box, the last first). Boxes are Values v, and their operations (v,)."""
+    words = {v: f"{v.label}\n" * bool(v.label) + f"data {v.data:.4f}\ngrad {v.grad:.4f}" for v in trace(root)[0]}
+    words |= {(v,): operation(v) for v in words if v._prev}
+    return words, [edge for v in topological(root) for edge in (((v,), v), *zip(dict.fromkeys(v._prev), repeat((v,))))]
 
 
 def to_dot(root: Value) -> str:
     """The graph in graphviz's language."""
-    nodes, edges = trace(root)
-    name = {v: f"v{i}" for i, v in enumerate(nodes)}
-    text = ["digraph {", f'  rankdir=LR; nodesep=0.15; ranksep=0.3; edge [color="{EDGE}", arrowsize=0.6];']
-    text.append('  node [fontname="Helvetica", fontsize=11, height=0.3, style=filled];')
-    for v in nodes:
-        words = caption(v).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        style = f'"filled", fillcolor="{RESULT}"' if v._prev else f'"filled,rounded", fillcolor="{LEAF}"'
-        text.append(f'  {name[v]} [label="{words}", shape=box, style={style}];')
-        if v._prev:
-            text.append(f'  {name[v]}op [label="{operation(v)}", fillcolor="{OPERATION}"];  {name[v]}op -> {name[v]};')
-    return "\n".join([*text, *(f"  {name[a]} -> {name[b]}op;" for a, b in edges), "}"])
+    (words, arrows), signs = boxes(root), str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    name = {p: f"v{i}" for i, p in enumerate(words)}
+    text = [f'{name[p]} [label="{words[p].translate(signs)}"{", shape=box" * isinstance(p, Value)}]' for p in words]
+    return "\n".join(["digraph {", "rankdir=LR", *text, *(f"{name[a]} -> {name[b]}" for a, b in arrows), "}"])
+
+
+def operation(v: Value) -> str:
+    """The name in the circle. Of `a * 2` only a is kept as an operand, so the 2 is worked out from the numbers."""
+    name = "×" if v._op == "*" else v._op
+    if len(v._prev) > 1 or v._op not in ("+", "-", "*", "/"):
+        return name
+    x, slope = v._prev[0].data, v._local[0]
+    constant = {"+": v.data - x, "-": x - v.data, "*": slope, "/": _divide(1.0, slope)}[v._op]
+    return f"{name} {constant:.4g}"
 
 
 def draw(root: Value, path: str | Path) -> None:
-    """Write the graph of `root` to an .svg or .png file: by graphviz's `dot` if it is installed, else by matplotlib."""
-    path, size = Path(path), len(trace(root)[0])
-    if path.suffix not in (".svg", ".png"):
+    """Write the graph of `root` to an .svg or .png file."""
+    if Path(path).suffix not in (".svg", ".png"):
         raise ValueError(f"cannot draw to {str(path)!r}: the name has to end in .svg or .png")
-    if size > READABLE:
-        raise ValueError(f"nobody can read a graph of {size} nodes: draw a part of it, up to {READABLE}")
-    write(path, render(root, path.suffix[1:]))
+    write(Path(path), image(plot_graph(root), format=Path(path).suffix[1:]))
 
 
-def render(root: Value, format: str) -> bytes:
-    """By graphviz's `dot`, or by matplotlib where that is missing, fails, hangs or writes no whole picture."""
-    if program := shutil.which("dot"):
-        with suppress(OSError, subprocess.SubprocessError):
-            command = [program, f"-T{format}", *["-Gdpi=110"] * (format == "png")]
-            text = to_dot(root).encode(errors="replace")
-            done = subprocess.run(command, input=text, capture_output=True, check=True, timeout=20)
-            if done.stdout.rstrip().endswith((b"</svg>", b"IEND\xaeB`\x82")):
-                return done.stdout
-    return image(plot_graph(root), format)
+def image(fig, note: str = "", dpi: int = 110, format: str = "png") -> bytes:
+    """A matplotlib figure as the bytes of a file. The note is put below it, on as many lines as it needs."""
+    text = fig.supxlabel(note, y=0, va="top", fontsize=7, color="0.5", wrap=True, parse_math=False)
+    fig.savefig(out := io.BytesIO(), format=format, dpi=dpi, bbox_inches="tight", bbox_extra_artists=[fig.patch, text])
+    return out.getvalue()
 
 
-def image(figure, format: str = "png") -> bytes:
-    """A matplotlib figure as the bytes of a file. Without pyplot: no windows and no global state."""
-    out = io.BytesIO()
-    figure.savefig(out, format=format, dpi=110)
+def film(figures: Iterable, note: str, ms: int) -> bytes:
+    """Figures as the bytes of a GIF, each shown for so many milliseconds, the last one longer."""
+    from PIL import Image  # which matplotlib brings; its own PillowWriter knows no pauses, and writes to files only
+
+    head, *tail = (Image.open(io.BytesIO(image(figure, note, 90))).convert("RGB").quantize() for figure in figures)
+    head.save(out := io.BytesIO(), "GIF", save_all=True, append_images=tail, duration=[ms] * len(tail) + [4000], loop=0)
     return out.getvalue()
 
 
@@ -694,54 +679,56 @@ def write(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def plot_graph(root: Value):
-    """-> the picture that `to_dot` describes, as a matplotlib figure."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Ellipse, FancyBboxPatch, PathPatch
-    from matplotlib.path import Path as Curve
+def plot_graph(root: Value, title: str = "", lit: Sequence = ()):
+    """-> the graph as a matplotlib figure. What is in `lit` is lit: Values v, and operations (v,) that result in v."""
+    from matplotlib import patches, path
+    from matplotlib.figure import Figure  # without pyplot: no windows and no global state
 
-    # Columns: a result stands right of all its operands, a leaf just left of its first use.
-    nodes, edges = trace(root)
-    column = {}
-    for v in nodes:
-        column[v] = 1 + max((column[operand] for operand in v._prev), default=-1)
-    for leaf, v in [(a, b) for a, b in reversed(edges) if not a._prev]:
-        column[leaf] = min(column[v] - 1, column[leaf] or column[v])
+    if (size := len(trace(root)[0])) > 400:
+        raise ValueError(f"nobody can read a graph of {size} nodes: draw a part of it, up to 400")
+    # Columns, counted from the right: each Value just left of its first use, each operation just left of its result.
+    # Rows: in reading order. Where a line crosses a column, a point (operand, column) keeps a row free for it.
+    (words, arrows), column = boxes(root), {root: 0}
+    for a, b in arrows:
+        column[a] = max(column.get(a, 0), column[b] + 1)
+    routes = [[a, *((a, c) for c in range(column[a] - 1, column[b], -1)), b] for a, b in arrows]
+    column |= {point: point[1] for route in routes for point in route[1:-1]}
+    gap = min(0.5, 0.14 + 0.015 * max(map([*column.values()].count, column.values())))  # inches; wide for many lines
+    left, right, y, end = {}, {}, {}, -gap / 2
+    for c in range(max(column.values()), -1, -1):  # a column is as wide as its longest line
+        members = [p for p in column if column[p] == c]
+        letters = max(len(line) for p in members for line in words.get(p, "").split("\n"))
+        start, end = end + gap, end + gap + 0.2 + 0.066 * min(letters, 40)  # 1e300 has too many digits for any picture
+        left, right = left | dict.fromkeys(members, start), right | dict.fromkeys(members, end)
+        y |= {p: 0.68 * (i - (len(members) - 1) / 2) for i, p in enumerate(members)}
+    wide, low, high = end + gap / 2, max(y.values()) + 0.34, min(y.values()) - 0.34 - 0.22 * len(title.splitlines())
+    figure = Figure(figsize=(wide, low - high))
+    figure.suptitle(title, y=0.99, parse_math=False)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(low, high), frame_on=False, xticks=[], yticks=[])
+    for route in routes:
+        line = path.Path([point for p, q in pairwise(route) for point in ((right[p], y[p]), (left[q], y[q]))])
+        color = RED if route[0] in lit and route[-1] in lit else EDGE
+        axes.add_patch(patches.FancyArrowPatch(path=line, arrowstyle="-|>", mutation_scale=7, color=color))
+    for p, text in words.items():
+        face, corner = (OPERATION, 0.14) if isinstance(p, tuple) else (RESULT if p._prev else LEAF, 0.05)
+        style = dict(boxstyle=f"round,pad=0,rounding_size={corner}", fc=LIT if p in lit else face, ec="0.3")
+        wide, tall = right[p] - left[p], 0.14 * (text.count("\n") + 2)
+        axes.add_patch(patches.FancyBboxPatch((left[p], y[p] - tall / 2), wide, tall, **style))
+        axes.text(left[p] + wide / 2, y[p], text, ha="center", va="center", fontsize=8, parse_math=False)
+    return figure
 
-    # Where an edge crosses a column, a point (operand, result, column) keeps a row free for it between the boxes.
-    routes = [[a, *((a, b, c) for c in range(column[a] + 1, column[b])), b] for a, b in edges]
-    column |= {point: point[2] for route in routes for point in route[1:-1]}
-    columns = [[p for p in column if column[p] == c] for c in range(max(column.values()) + 1)]
-    segments = [pair for route in routes for pair in pairwise(route)]
 
-    # Rows: from left to right and back, sort each column by the mean row of its neighbours in the column just sorted.
-    left, right = ({p: [] for p in column} for _ in range(2))
-    for a, b in segments:
-        left[b].append(a)
-        right[a].append(b)
-    row = dict.fromkeys(column, 0.0)
-    for neighbours in (left, right) * 6:
-        for members in columns if neighbours is left else columns[::-1]:
-            members.sort(key=lambda p: sum(row[n] for n in neighbours[p] or [p]) / len(neighbours[p] or [p]))
-            row |= {p: i - (len(members) - 1) / 2 for i, p in enumerate(members)}
-    dx, dy, w, h = 2.5, 0.75, 1.2, 0.6  # inches: between columns, between rows, of a box
-    wide, tall = dx * len(columns) - 0.9, dy * max(map(len, columns)) + 0.2
-    axes = Figure(figsize=(wide, tall)).add_axes((0, 0, 1, 1), xlim=(-0.8, wide - 0.8), ylim=(-tall / 2, tall / 2))
-    axes.set_axis_off()
-    for a, b in segments:  # each a curve to the ellipse, then a straight line
-        x0, y0, x, y = column[a] * dx + w / 2, row[a] * dy, column[b] * dx, row[b] * dy
-        middle = (x0 + x - 1.3) / 2
-        path = Curve([(x0, y0), (middle, y0), (middle, y), (x - 1.3, y), (x + w / 2, y)], [1, 4, 4, 4, 2])
-        axes.add_patch(PathPatch(path, fill=False, edgecolor=EDGE, zorder=0))
-    for v in nodes:
-        x, y = column[v] * dx, row[v] * dy
-        style, color = ("square,pad=0", RESULT) if v._prev else ("round,pad=0,rounding_size=0.12", LEAF)
-        axes.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=color))
-        axes.text(x, y, caption(v), ha="center", va="center", fontsize=8, parse_math=False)
-        if v._prev:
-            axes.add_patch(Ellipse((x - 1.0, y), 0.66, 0.36, facecolor=OPERATION, edgecolor="black"))
-            axes.text(x - 1.0, y, operation(v), ha="center", va="center", fontsize=8, parse_math=False)
-    return axes.figure
+def plot_backward(root: Value) -> Iterable:
+    """The chain rule, one result at a time: -> a picture of the graph at each. Before, all gradients have to be 0."""
+    root.grad = 1.0
+    yield plot_graph(root, f"backward begins at the end\n∂{root.label}/∂{root.label} = 1", [root])
+    for v in topological(root):
+        title = f"{operation(v)}: local derivative · gradient of its result\n"
+        for operand, slope in zip(v._prev, v._local):
+            operand.grad += slope * v.grad
+            title += f"  ∂{root.label}/∂{operand.label} = {slope:.4g} · {v.grad:.4g} = {slope * v.grad:.4g}  "
+        yield plot_graph(root, title, [(v,), *v._prev])
+    yield plot_graph(root, f"done\nthe grad of each Value v is ∂{root.label}/∂v")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -757,12 +744,10 @@ SHAPES: dict[str, Callable] = {  # the place of a point: t runs from 0 to 1 alon
 
 def make_data(shape: str, n: int, noise: float, rng=random) -> tuple[list[tuple[float, float]], list[int]]:
     """-> (points, targets): n of them in random order, with Gaussian noise on both coordinates."""
-    points, targets = [], [1 if i % 2 else -1 for i in range(n)]
+    targets = [1 if i % 2 else -1 for i in range(n)]
     rng.shuffle(targets)
-    for i, target in enumerate(targets):
-        x, y = SHAPES[shape]((i + 0.5) / n, target, rng)
-        points.append((x + rng.gauss(0, noise), y + rng.gauss(0, noise)))
-    return points, targets
+    places = (SHAPES[shape]((i + 0.5) / n, target, rng) for i, target in enumerate(targets))
+    return [(x + rng.gauss(0, noise), y + rng.gauss(0, noise)) for x, y in places], targets
 
 
 def network_demo(config: Config) -> None:
@@ -772,8 +757,10 @@ def network_demo(config: Config) -> None:
     print(f"{len(points)} points in the shape of {config.data}, a network of {len(model.parameters())} parameters")
 
     momentum = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
-    optimizer, losses = OPTIMIZERS[config.optimizer](model.parameters(), **momentum), []
+    optimizer, losses, history = OPTIMIZERS[config.optimizer](model.parameters(), **momentum), [], []
     for step in range(config.max_steps):
+        if config.animate and step % -(-config.max_steps // 40) == 0:
+            history.append((step, copy.deepcopy(model)))
         optimizer.lr = config.learning_rate * (1.0 - 0.9 * step / config.max_steps)
         batch = rng.sample(range(len(points)), config.batch_size) if config.batch_size else range(len(points))
         scores, answers = [model(points[i]) for i in batch], [targets[i] for i in batch]
@@ -789,7 +776,7 @@ def network_demo(config: Config) -> None:
     loss = LOSSES[config.loss](scores, targets) + l2(optimizer.parameters, config.l2)
     print(f"loss {loss.data:.4f}, accuracy {accuracy(scores, targets):.1%}, {time.perf_counter() - start:.1f} seconds")
     try:
-        draw_figures(model, points, targets, [*losses, loss.data], Path(config.work_dir))
+        draw_figures([*history, (config.max_steps, model)], points, targets, [*losses, loss.data], config)
     except ImportError:
         print("no figures: they need matplotlib (pip install matplotlib)")
     except OSError as error:
@@ -806,36 +793,54 @@ def time_to_report(step: int, config: Config, loss: Value) -> bool:  # about ten
     return step % max(1, config.max_steps // 10) == 0 or step == config.max_steps - 1
 
 
-def draw_figures(model: MLP, points: Sequence, targets: Sequence, losses: Sequence[float], folder: Path) -> None:
-    from matplotlib.figure import Figure
-
-    (left, right), (low, high) = ((min(c) - 0.4, max(c) + 0.4) for c in zip(*points))
-    xs, ys = ([a + (b - a) * i / 64 for i in range(65)] for a, b in ((left, right), (low, high)))
-    scores = [[max(-3.0, min(3.0, model((x, y)).data)) for x in xs] for y in ys]
-    boundary, curve = (Figure(figsize=size, layout="constrained") for size in ((5, 4), (5, 3.2)))
-    axes = boundary.subplots(subplot_kw={"xticks": [], "yticks": [], "title": "decision boundary"})
-    axes.contourf(xs, ys, scores, levels=[i / 4 for i in range(-12, 13)], cmap="RdBu", alpha=0.75)
-    axes.contour(xs, ys, scores, levels=[0.0], colors="black", linewidths=1)
-    axes.scatter(*zip(*points), s=22, c=["#2166ac" if t > 0 else "#b2182b" for t in targets], ec="white", lw=0.6)
-    axes = curve.subplots(subplot_kw={"xlabel": "step", "ylabel": "loss", "yscale": "log", "title": "training loss"})
-    axes.plot([min(loss, 1e99) for loss in losses])
-    axes.grid(alpha=0.3, which="both")
-    neuron = render(one_neuron(model.layers[0], points), "png")
-    pictures = {"boundary.png": image(boundary), "loss.png": image(curve), "neuron.png": neuron}
-    folder.mkdir(parents=True, exist_ok=True)
+def draw_figures(history: Sequence, points: Sequence, targets: Sequence, losses: Sequence, config: Config) -> None:
+    """`history` has the steps that are to be seen, each with the network before it; at its end, what was learned."""
+    layer, note = history[-1][1].layers[0], config.command
+    neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
+    numbers, place = (*point, *(p.data for p in neuron.parameters())), "({:.2f}, {:.2f})".format(*point)
+    boundary = [plot_boundary(model, points, targets, losses, step) for step, model in history]
+    pictures = {"boundary.png": image(boundary[-1], note)}
+    for name, fused in (("neuron.png", False), ("dot.png", True)):
+        out = one_neuron(numbers, neuron.activation, fused)
+        out.backward()
+        title = f"neuron {layer.neurons.index(neuron) + 1} at {place}, {'fused' if fused else 'in single operations'}"
+        pictures[name] = image(plot_graph(out, title), note)
+    if config.animate:
+        pictures["boundary.gif"] = film(boundary, note, 100)
+        pictures["backward.gif"] = film(plot_backward(one_neuron()), note, 1500)
+    (folder := Path(config.work_dir)).mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write(folder / name, picture)
     print("figures:", *(folder / name for name in pictures))
 
 
-def one_neuron(layer: Layer, points: Sequence) -> Value:
-    """The graph of one neuron at one point: those of the largest output, as the gradients of a ReLU at 0 are all 0."""
-    neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
-    out = neuron([Value(x, label) for x, label in zip(point, ("x1", "x2"))])
-    for v, label in zip([*neuron.w, neuron.b, out], ("w1", "w2", "b", "output")):
-        v.label = label
-    neuron.zero_grad()
-    out.backward()
+def plot_boundary(model: MLP, points: Sequence, targets: Sequence, losses: Sequence, step: int):
+    """-> a matplotlib figure: how the network scores each place, and beside it the losses up to this step."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    xs, ys = ([min(c) - 0.4 + (max(c) - min(c) + 0.8) * i / 32 for i in range(33)] for c in zip(*points))
+    scores = [[max(-3.0, min(3.0, model((x, y)).data)) for x in xs] for y in ys]
+    plane, curve = Figure(figsize=(6.9, 3.4), layout="constrained").subplots(1, 2, width_ratios=(3, 2))
+    colors = dict(cmap=LinearSegmentedColormap.from_list("", [RED, "white", BLUE]), vmin=-4, vmax=4)
+    plane.contourf(xs, ys, scores, levels=[i / 4 for i in range(-12, 13)], **colors)
+    if min(map(min, scores)) < 0.0 < max(map(max, scores)):
+        plane.contour(xs, ys, scores, levels=[0.0], colors="black", linewidths=1)
+    plane.scatter(*zip(*points), s=22, c=[BLUE if t > 0 else RED for t in targets], ec="black", lw=0.6)
+    plane.set(title=f"step {step}: {accuracy(map(model, points), targets) * len(points):.0f} of {len(points)} right")
+    plane.set(xticks=[], yticks=[], xlabel="score: red below 0, blue above", aspect="equal", anchor="N")
+    curve.plot([min(loss, 1e99) for loss in losses], "-o", color=BLUE, mfc=RED, mec=RED, markevery=[step])  # not inf
+    curve.set(title=f"loss {losses[step]:.4f}", xlabel="step", yscale="log")
+    return plane.figure
+
+
+def one_neuron(numbers: Sequence = (2.0, 0.0, -3.0, 1.0, 6.8813735870195432), activation="tanh", fused=False) -> Value:
+    """activation(x1·w1 + x2·w2 + b), names and numbers as in the lecture; in single operations, or its sum as one."""
+    x1, x2, w1, w2, b = map(Value, numbers, ("x1", "x2", "w1", "w2", "b"))
+    both = (x1w1 := x1 * w1) + (x2w2 := x2 * w2)
+    n = dot([w1, w2], [x1, x2], b) if fused else both + b
+    out = ACTIVATIONS[activation](n)
+    x1w1.label, x2w2.label, both.label, n.label, out.label = "x1w1", "x2w2", "(x1w1+x2w2)", "n", "o"
     return out
 
 
@@ -894,6 +899,7 @@ def flag(default, help: str, *short: str, of: str = "", least: float = -math.inf
 
 @dataclass
 class Config:
+    command = ""  # what was typed, for the figures; without a type it is no field, so it is no flag
     demo: str = flag("network", "what to train", choices=DEMOS)
     seed: int = flag(1337, "for data, weights and samples")
     max_steps: int = flag({"network": 100, "gpt": 1000}, "training steps", least=0)
@@ -908,6 +914,7 @@ class Config:
     optimizer: str = flag("sgd", "how to step", of="network", choices=OPTIMIZERS)
     batch_size: int = flag(0, "points per step; 0 for all", of="network", least=0)
     work_dir: str = flag("out/micrograd", "folder for the figures", "-o", of="network", metavar="FOLDER")
+    animate: bool = flag(False, "add boundary.gif and backward.gif", of="network", action="store_true")
     momentum: float = flag(0.0, "how much of the last step is repeated", of="sgd", least=0)
     input_file: str = flag("names.txt", "text file with one name per line", "-i", of="gpt", metavar="FILE")
     num_samples: int = flag(20, "names to invent", of="gpt", least=0)
@@ -938,36 +945,19 @@ def spell(f) -> str:
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, users: Sequence[str]):  # the help shows the defaults that these users have
+        text = argparse.RawDescriptionHelpFormatter
+        super().__init__("micrograd.py", description=__doc__, formatter_class=text, add_help=False, allow_abbrev=False)
+        groups = {user: self.add_argument_group(title) for user, title in USERS.items()}
+        groups[""].add_argument("-h", "--help", action="store_true", help="this text; after --demo, with its defaults")
+        for f in fields(Config):
+            kind = {"int": {"type": int, "metavar": "N"}, "float": {"type": float, "metavar": "X"}}.get(f.type, {})
+            defaults = [f"{user} {x}".strip() for user, x in f.metadata["defaults"].items() if user in users]
+            kind |= {"help": f"{f.metadata['help']} (default: {', '.join(defaults)})", "default": argparse.SUPPRESS}
+            groups[f.metadata["of"]].add_argument(*f.metadata["short"], spell(f), **kind | f.metadata["options"])
+
     def error(self, message):
         raise ValueError(f"{message} (--help lists the flags)")
-
-
-def flags(users: Sequence[str]) -> Parser:
-    """The parser of the flags; its help shows the defaults that these users have."""
-    text = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="micrograd.py", description=__doc__, formatter_class=text, add_help=False, allow_abbrev=False)
-    groups = {user: parser.add_argument_group(title) for user, title in USERS.items()}
-    groups[""].add_argument("-h", "--help", action="store_true", help="this text; after --demo, with its defaults")
-    for f in fields(Config):
-        kind = {"int": {"type": int, "metavar": "N"}, "float": {"type": float, "metavar": "X"}}.get(f.type, {})
-        defaults = [f"{user} {x}".strip() for user, x in f.metadata["defaults"].items() if user in users]
-        kind |= {"help": f"{f.metadata['help']} (default: {', '.join(defaults)})", "default": argparse.SUPPRESS}
-        groups[f.metadata["of"]].add_argument(*f.metadata["short"], spell(f), **kind | f.metadata["options"])
-    return parser
-
-
-def parse(argv: Sequence[str]) -> Config:
-    hyphens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
-    given = vars(flags(()).parse_args(hyphens))
-    if given.pop("help", False):  # only now is it known whose defaults to show
-        print(flags(Config(**given).users if given else ("", *DEMOS, *OPTIMIZERS)).format_help(), end="", flush=True)
-        sys.exit(0)
-    config = Config(**given)
-    users = {spell(f): f.metadata["of"] for f in fields(config) if f.name in given}
-    unused = ", ".join(f"{name} ({user})" for name, user in users.items() if user not in config.users)
-    if unused:
-        print(f"micrograd: not used by --demo {' with '.join(config.users[1:])}: {unused}", file=sys.stderr)
-    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -975,7 +965,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     status, words = 0, ""
     try:
         prepare_output()
-        config = parse(sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        hyphens = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
+        args = vars(Parser(()).parse_args(hyphens))
+        if args.pop("help", False):  # only now is it known whose defaults to show
+            print(Parser(Config(**args).users if args else ("", *DEMOS, *OPTIMIZERS)).format_help(), end="", flush=True)
+            sys.exit(0)
+        config = Config(**args)
+        config.command = shlex.join(["python", "micrograd.py", *argv]).encode("ascii", "backslashreplace").decode()
+        users = {spell(f): f.metadata["of"] for f in fields(config) if f.name in args}
+        if unused := ", ".join(f"{name} ({user})" for name, user in users.items() if user not in config.users):
+            print(f"micrograd: not used by --demo {' with '.join(config.users[1:])}: {unused}", file=sys.stderr)
         DEMOS[config.demo](config)
         sys.stdout.flush()
     except KeyboardInterrupt:
