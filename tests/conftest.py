@@ -2,6 +2,7 @@ import functools
 import gc
 import math
 import os
+import random
 import signal
 import subprocess
 import warnings
@@ -51,6 +52,14 @@ def let_go():
     """Close the files of runs that nobody holds any more: on Windows, what is open cannot be moved or replaced."""
     if os.name == "nt":
         gc.collect()
+
+
+def invent(n, seed=1, consonants="bcdfghjklmnpqrstvwxyz"):
+    """n distinct lines of one to five syllables."""
+    rng, lines = random.Random(seed), set()
+    while len(lines) < n:
+        lines.add("".join(rng.choice(consonants) + rng.choice("aeiou") for _ in range(rng.randint(1, 5))))
+    return sorted(lines)
 
 
 def fitting(kind, **given):

@@ -22,7 +22,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import PIPES, fitting, same
+from conftest import PIPES, fitting, invent, same
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,14 +45,6 @@ window_models = [kind for kind, entry in MODELS.items() if entry.model.windowed]
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Help for the tests
-
-
-def invent(n, seed=1):
-    """n distinct lines of one to five syllables."""
-    rng, lines = random.Random(seed), set()
-    while len(lines) < n:
-        lines.add("".join(rng.choice("bcdfghjklmnpqrstvwxyz") + rng.choice("aeiou") for _ in range(rng.randint(1, 5))))
-    return sorted(lines)
 
 
 def make(kind, lines, **given):
