@@ -31,6 +31,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -40,6 +41,7 @@ import warnings
 import zipfile
 from collections import OrderedDict, namedtuple
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -93,13 +95,13 @@ class Config:
     learning_rate: float = setting("training", 0.03, "peak learning rate", "-l", high=1e30)
     weight_decay: float = setting("training", 0.0, "decoupled weight decay of the matrices", "-w")
     optimizer: str = setting("training", None, "how gradients become steps", choices=("muon", "adamw"), fixed=True)
-    schedule: str = setting("training", "linear", "how the rate falls: to zero, or (step) to a tenth for the last "
-                            "quarter", choices=("cosine", "linear", "step", "constant"))
+    schedule: str = setting("training", "linear", "how that falls", choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = setting("training", 0, "steps in which the learning rate climbs to its peak")
     decay_steps: int = setting("training", 0, "where the schedule ends (0: --max-steps, or the preset's if more)")
     grad_clip: float = setting("training", 0.0, "longest gradient allowed, as a norm (0: any)")
     patience: int = setting("training", 0, "stop after so many evaluations without a new best (0: never)")
     eval_interval: int = setting("training", 0, "steps between evaluations (0: a tenth of the run)")
+    quiet: bool = setting("training", False, "no samples between the rows")
     threads: int = setting("training", 0, "threads of the processor (0: as many as pay)", high=1024)
     seed: int = setting("training", 1337, "of weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
 
@@ -586,9 +588,6 @@ class Run:
                 if self.progress.step % self.interval == 0:
                     self.checkpoint()
             self.checkpoint()
-        self.processes.sum(0)  # a barrier: rank 0 has written everything
-        take_best(self)
-        self.model.eval()
         return self
 
     def over(self):
@@ -634,6 +633,7 @@ class Run:
             p.best_loss, p.best_step = val_loss, p.step
         rate = learning_rate(p.step, self.config, self.horizon)
         p.history.append([p.step, round(p.seconds, 3), train_loss, val_loss, rate])
+        p.samples.append(glimpse(self))
         keep(self, improved)
         self.console.row(improved)
 
@@ -642,9 +642,10 @@ class Run:
         save_run(self, folder)
 
     @classmethod
-    def load(cls, folder, name="model.pt", verbose=False, **settings):
+    def load(cls, work_dir, name="model.pt", verbose=False, **settings):
         """The run that a folder holds, to write, score, evaluate or train on; settings by keyword as for `train`."""
-        return open_run(load_checkpoint(Path(folder) / name), in_folder(folder, settings), verbose)
+        given = check_settings({**settings, "work_dir": work_dir})
+        return open_run(load_checkpoint(Path(work_dir) / name), given, verbose)
 
 
 # ======================================================================================================================
@@ -866,13 +867,17 @@ def open_run(checkpoint, given, verbose=False, text=None):
 
 @contextlib.contextmanager
 def learning(run, settings):
-    """A context for training: all is ready, the folder is this run's alone, and Ctrl-C is a request to stop."""
+    """A context for training: the folder is this run's alone, Ctrl-C a request to stop; it ends at its best."""
     threads = torch.get_num_threads()
     with locked(run.folder) if run.folder and run.processes.rank == 0 else contextlib.nullcontext():
         try:
             begin(run, settings)
             with StopOnSignal() as stop:
                 yield stop
+            run.processes.sum(0)  # a barrier: rank 0 has written everything
+            with fitting():
+                run.model.load_state_dict(stored(run, "model.pt")["model"])
+            run.model.eval()
         finally:
             torch.set_num_threads(threads)
 
@@ -896,9 +901,7 @@ def begin(run, settings):
     run.peak = measure_peak(run.plan) if run.console.verbose else math.inf
     run.net = run.model.train()
     if run.plan.compile:
-        drawn = run.generator.get_state()
-        run.net = try_compile(run, run.draw()[0])
-        run.generator.set_state(drawn)
+        run.net = try_compile(run)
     if run.processes.size > 1:
         run.net = nn.parallel.DistributedDataParallel(run.net)
     run.console.start_clock(losses)
@@ -912,13 +915,10 @@ def waited(run):
 
 def text_of(run):
     """The text that a run was trained on: at hand, in its folder, or in a file."""
-    path = run.folder and run.folder / "tokens.bin"
-    if len(run.data.tokens):
-        pass
-    elif path and (read_header(path)[0] or {}).get("source", {}).get("sha256") == run.data.digest:
-        run.data = TokenFile(path, run.data.places)
-    else:
-        run.data = first_with(run.data.digest, run.data.places, text_in_memory)
+    path, text = run.folder and run.folder / "tokens.bin", run.data
+    if not len(text.tokens):
+        held = path and (read_header(path)[0] or {}).get("source", {}).get("sha256") == text.digest
+        run.data = TokenFile(path, text.places) if held else first_with(text.digest, text.places, text_in_memory)
     return run.data
 
 
@@ -996,13 +996,6 @@ def check_settings(settings, modes=()):
     return parse_args(flags)
 
 
-def in_folder(folder, settings):
-    """Settings for a run that a folder holds."""
-    if "work_dir" in settings:
-        raise UserError("load() takes its folder as the first argument: leave work_dir out")
-    return check_settings({**settings, "work_dir": folder})
-
-
 def default_text(f, kind):
     """What --help says of a default: that of the kind it was asked about, or else one that holds for all."""
     if kind and f.name not in uses(kind):
@@ -1070,12 +1063,6 @@ def refuse_changes(given, trained, reason, free=()):
             raise UserError(f"{flag(name)} {given[name]}: {reason} was trained with {old}; leave {flag(name)} out")
 
 
-def passing(given):
-    """The defaults of what a trained model's settings say of one run only, unless that run goes on."""
-    lasting = ("data", "model", "training", *(("run",) if "resume" in given else ()))
-    return {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
-
-
 def configure(given, trained=None, verbose=False):
     """The settings given, on top of those of a trained model or else of the preset's row."""
     kind, resumed = trained.preset if trained else given["preset"], "resume" in given
@@ -1084,7 +1071,9 @@ def configure(given, trained=None, verbose=False):
     given, defaults = heeded(given, kind, verbose), PRESETS[kind].defaults
     if trained and "init_from" not in given:  # other samples from the same model are welcome, so the seed is free
         refuse_changes(given, trained, "the model in this folder", () if resumed else ("seed",))
-        return replace(trained, **{**passing(given), **given})
+        lasting = ("data", "model", "training", *["run"] * ("resume" in given))  # what is not said of one run only
+        passing = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
+        return replace(trained, **{**passing, **given})
     if trained:  # another text: the shape stays, all else is new
         refuse_changes(given, trained, given["init_from"], ("seed", "optimizer"))
         given = {n: getattr(trained, n) for n, f in SETTINGS.items() if f.metadata["group"] == "model"} | given
@@ -1449,13 +1438,13 @@ def optional():
 def write_csv(path, columns, rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    write_atomic(path, [text.getvalue().encode()])
+    write_atomic(path, [text.getvalue().encode("utf-8", "surrogatepass")])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints: plain dicts, complete in themselves
 
-FILES = ("last.pt", "log.csv", "loss.png", "attention.png", "model.pt")  # what a run leaves
+FILES = ("last.pt", "log.csv", "samples.txt", "loss.png", "attention.png", "model.pt")  # what a run leaves
 LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
 
 
@@ -1468,18 +1457,18 @@ class Progress:
     best_loss: float = math.inf  # on the held-out part
     best_step: int = 0
     history: list = field(default_factory=list)  # the rows of log.csv
+    samples: list = field(default_factory=list)  # what it wrote then
 
 
 PATTERN = dict(  # what `snapshot` makes, see `compare`
     config={"preset": ""}, progress=asdict(Progress()), vocab="", digest="", model={},
-    optimizers=[], scaler={}, batches=torch.Generator().get_state(), rng=torch.get_rng_state(),
+    optimizers=[], scaler={}, batches=torch.Generator().get_state(), processes=[],
 )  # fmt: skip
 
 
 def snapshot(run):
     """All that is needed to go on as if nothing had happened, or to write from the folder alone, as one plain dict."""
-    chance = dict(rng=torch.get_rng_state(), losses=run.console.carried())
-    chance["cuda_rng"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(
         program=PROGRAM,
         config=asdict(run.config),
@@ -1491,8 +1480,7 @@ def snapshot(run):
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict() if run.scaler else {},
         batches=run.generator.get_state(),
-        processes=run.processes.everyone(chance),
-        **chance,
+        processes=run.processes.everyone(dict(rng=torch.get_rng_state(), cuda_rng=cuda, losses=run.console.carried())),
     )
 
 
@@ -1507,14 +1495,13 @@ def restore(run, checkpoint):
             run.scaler.load_state_dict(checkpoint["scaler"])
         run.generator.set_state(checkpoint["batches"])
         run.progress = Progress(**checkpoint["progress"])
-        processes = checkpoint.get("processes", [checkpoint])
-        if run.processes.rank < len(processes):  # a process that was not there before goes on with its own chance
-            mine = processes[run.processes.rank]
+        if run.processes.rank < len(checkpoint["processes"]):  # one that was not there before has its own chance
+            mine = checkpoint["processes"][run.processes.rank]
             torch.set_rng_state(mine["rng"])
             if len(mine["cuda_rng"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(mine["cuda_rng"])
             if run.progress.step % run.interval:  # stopped between two rows
-                losses = mine.get("losses", torch.zeros(0))
+                losses = mine["losses"]
                 compare("the losses", losses, torch.zeros(len(losses)))
                 return losses.to(run.device).unbind()
     return ()
@@ -1522,29 +1509,25 @@ def restore(run, checkpoint):
 
 def keep(run, best):
     """Save the state as last.pt, and as model.pt if it is the best, in the folder or else in memory, and the log."""
-    state = snapshot(run)
+    state, p = snapshot(run), run.progress
     if not run.folder:
         run.memory |= {name: copy.deepcopy(state) for name in ["model.pt"] * best + ["last.pt"]}
     elif run.processes.rank == 0:
-        first, data = len(run.progress.history) == 1, pack(state)
+        first, data = len(p.history) == 1, pack(state)
         if best:
             write_atomic(run.folder / "model.pt", data, partial(set_aside, run, run.folder) if first else lambda: None)
         if first and run.source is not None:
             write_atomic(run.folder / "input.txt", [run.source])
         with optional():
-            write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
+            write_csv(run.folder / "log.csv", LOG_COLUMNS, p.history)
+            samples = ([row[0], f"{row[3]:.4f}", text] for row, text in zip(p.history, p.samples, strict=False))
+            write_csv(run.folder / "samples.txt", ("step", LOG_COLUMNS[3], "sample"), samples)
         write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
 
 
 def stored(run, name):
     """What was saved under this name."""
     return load_checkpoint(run.folder / name) if run.folder else run.memory[name]
-
-
-def take_best(run):
-    """Give the model the weights that were best."""
-    with fitting():
-        run.model.load_state_dict(stored(run, "model.pt")["model"])
 
 
 def save_run(run, folder):
@@ -1768,7 +1751,6 @@ class Plan:
         return torch.autocast(self.device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
 
 
-INSTALL_CUDA = "https://pytorch.org/get-started/locally has the command"
 # without --force-reinstall pip finds the same version of another build and leaves it
 INSTALL_LEGACY = 'pip install --force-reinstall "torch<2.15" --index-url https://download.pytorch.org/whl/cu126'
 LAST_LEGACY = (7, 5)  # cards before this one are in no torch for CUDA 13, and need a driver of the branch 580
@@ -1865,7 +1847,8 @@ def make_plan(settings):
     except (RuntimeError, AssertionError) as e:  # torch's own words tell a missing driver from one that is too old
         no_cuda = str(e).strip().splitlines()[0]
     if not torch.backends.cuda.is_built():
-        no_cuda = f"this torch {torch.__version__} is built without CUDA; {INSTALL_CUDA}"
+        remedy = "https://pytorch.org/get-started/locally has the command"
+        no_cuda = f"this torch {torch.__version__} is built without CUDA; {remedy}"
     if processes.size > 1 and device in ("auto", "cuda") and (cards or device == "cuda"):
         device = f"cuda:{processes.local_rank}"  # one GPU for each process of a machine
     mps, bf16 = torch.backends.mps.is_available(), getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
@@ -1918,16 +1901,18 @@ def micro_batches(config, vocab_size, free, size=1):
     return next((n for n in divisors if bytes_needed(config, vocab_size, n * size) < 0.9e9 * free), share)
 
 
-def try_compile(run, batch):
+def try_compile(run):
     """The compiled model, or the model itself where that fails: errors may come when it is first called."""
     devices, start = [run.device] if run.device.type == "cuda" else [], time.perf_counter()
     with torch.random.fork_rng(devices):
         try:
             fast = torch.compile(run.model)
+            rows = run.config.batch_size // run.processes.size // run.micro_batches
+            x, y = run.data.batch([0] * rows, run.config.block_size, run.device)
             with run.plan.autocast():
-                loss = cross_entropy(fast(batch[0]), batch[1])
+                loss = cross_entropy(fast(x), y)
             loss.backward()
-            run.console.say(f"compile: {clock(time.perf_counter() - start)} for the first step")
+            run.console.say(f"compile: {timedelta(seconds=round(time.perf_counter() - start))} for the first step")
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # whatever a compiler may raise
@@ -1961,68 +1946,78 @@ class StopOnSignal:
             signal.signal(s, handler)
 
 
-def clock(seconds):
-    """Seconds as m:ss or h:mm:ss."""
-    m, s = divmod(round(seconds), 60)
-    h, m = divmod(m, 60)
-    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
-
-
 def check_finite(run, loss):
     if not math.isfinite(loss):
-        where = run.folder / "model.pt" if run.folder else "memory"
-        kept = f"{where} keeps the model of step {run.progress.best_step}"
-        half = getattr(run.config, "dtype", "") == "float16"
-        advice = "try --dtype float32" if half else "try a lower --learning-rate, or --grad-clip 1"
+        kept = f"{run.folder / 'model.pt' if run.folder else 'memory'} keeps the model of step {run.progress.best_step}"
+        float16 = getattr(run.config, "dtype", "") == "float16"
+        advice = "try --dtype float32" if float16 else "try a lower --learning-rate, or --grad-clip 1"
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
+
+
+def glimpse(run):
+    """What the model writes now, on one line; always from the same random numbers, and not from those of training."""
+    return run.generate(prompt="", max_new_tokens=70, seed=run.config.seed).strip().replace("\n", " / ")
+
+
+def outcome(run):
+    """Which weights the run ended with; and if Ctrl-C ended it, how it goes on."""
+    done, again = run.progress.step, f"python {PROGRAM}.py -o {run.folder} --resume"
+    stopped = f"; stopped at step {done}, and all is kept: {again} goes on" * bool(run.stop.signum)
+    return f"(best at step {run.progress.best_step}{stopped})"
 
 
 class Console:
     """The losses and the time since the last evaluation; a line for every evaluation, and one that moves in between."""
 
     def __init__(self, run, verbose):
-        self.run, self.verbose, self.live, self.drawn = run, verbose, verbose and sys.stdout.isatty(), 0.0
-        self.losses = []
+        self.run, self.verbose, self.live = run, verbose, verbose and sys.stdout.isatty()
+        self.losses, self.clear = [], "\r\033[K" * self.live  # what wipes the line that moves
+        self.curve = torch.zeros(0)  # the loss of every mini-batch
 
-    def say(self, *words):
+    def say(self, *words, **how):
         if self.verbose:
-            print(*words, flush=True)
+            print(*words, **how, flush=True)
 
     def carried(self):
         """The losses since the last evaluation that was due, for a checkpoint: (steps,)."""
         return torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
 
     def start_clock(self, losses=()):
-        self.losses, self.since, self.begun = list(losses), time.perf_counter(), self.run.progress.step
+        self.losses, self.begun = list(losses), self.run.progress.step
+        self.since = self.drawn = time.perf_counter()
 
     def stop_clock(self):
         """Book the time spent learning; return the mean loss since the clock was started, or nan."""
         spent = time.perf_counter() - self.since
         self.run.progress.seconds += spent
         self.pace = spent / max(1, self.run.progress.step - self.begun)  # seconds per step
+        self.curve = torch.cat((self.curve, self.carried()[len(self.losses) + self.begun - self.run.progress.step :]))
         return torch.stack(self.losses).mean().item() if self.losses else math.nan
 
     def stepped(self, loss):
         self.losses.append(loss)
         if self.run.progress.step % 10 == 0:  # a GPU has to wait when asked for a number, so not at every step
             check_finite(self.run, loss.item())
-            if self.live and time.perf_counter() - self.drawn > 0.2:
-                self.drawn = time.perf_counter()
-                line = self.line(f"loss {loss:.4f}", (self.drawn - self.since) / (self.run.progress.step - self.begun))
-                print(f"\r\033[K{line}", end="", flush=True)
+            now = time.perf_counter()
+            if now - self.drawn > (0.2 if self.live else 20):
+                self.drawn, pace = now, (now - self.since) / (self.run.progress.step - self.begun)
+                self.say(self.clear + self.line(f"loss {loss:.4f}", pace), end="" if self.live else None)
 
     def row(self, improved):
         """The last row of the history; then the clock runs again."""
         _, _, train_loss, held_out, lr = self.run.progress.history[-1]
         name = LOG_COLUMNS[3].removesuffix("_loss")
-        losses = f"train {train_loss:.4f}  {name} {held_out:.4f}{'*' if improved else ' '}  lr {lr:.2e}"
-        self.say("\r\033[K" * self.live + self.line(losses.replace("nan", "–"), self.pace).rstrip())
+        losses = f"train {train_loss:.4f}  {name} {held_out:.4f}{'*' if improved else ' '}".replace("nan", "–")
+        rate = f"  lr {lr:.2e}" * (self.run.config.max_steps != 0)
+        self.say(self.clear + self.line(losses + rate, self.pace).rstrip())
+        if not self.run.config.quiet:
+            self.say(" " * 20 + self.run.progress.samples[-1])
         self.start_clock(self.losses if self.run.progress.step % self.run.interval else ())
 
     def line(self, losses, pace):
         step, limit = self.run.progress.step, self.run.config.max_steps
         head = f"step {step}/{limit}" if limit >= 0 else f"step {step}"
-        left = f"  {clock((limit - step) * pace)} left" if limit > step else ""
+        left = f"  {timedelta(seconds=round((limit - step) * pace))} left" if limit > step else ""
         return f"{head:<18}  {losses}  " + (speed(self.run, pace) + left) * bool(self.losses)
 
 
@@ -2078,55 +2073,73 @@ BLUE, RED = "#8fb8de", "#c8553d"
 
 
 @contextlib.contextmanager
-def drawing(path, rows=1, columns=1, size=(7, 4.2)):
-    """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone."""
+def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
+    """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone.
+
+    Above the axes stands what their labels say, where it hides nothing; below them the command that made the run.
+    """
     try:
         import matplotlib.figure
     except ImportError as e:
         raise UserError(f"no {path} without matplotlib: {e}") from None
-    with matplotlib.rc_context({"text.parse_math": False}):  # a $ is a character like any other
+    off = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math")  # the last: $ is a character
+    with matplotlib.rc_context({"font.size": 9, **dict.fromkeys(off, False)}):
         figure = matplotlib.figure.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-        axes = figure.subplots(rows, columns)
-        for ax in np.ravel(axes):
-            ax.spines[["top", "right"]].set_visible(False)
-        yield axes
+        yield (axes := figure.subplots(rows, columns))
+        lines = [line for ax in np.ravel(axes) for line in ax.get_legend_handles_labels()[0]]
+        if lines:
+            figure.legend(handles=lines, loc="outside upper center", ncols=int(size[0] * columns / 2.3))
+        figure.supxlabel(command(run), fontsize=7, color="0.6", x=0.01, ha="left")
         figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
     write_atomic(path, [buffer.getvalue()])
 
 
+def command(run):
+    """The command line that makes such a run again."""
+    c, groups = asdict(run.config), ("data", "model", "training")
+    usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
+    chosen = [n for n, f in SETTINGS.items() if f.metadata["group"] in groups and c[n] != usual[n]]
+    return f"python {PROGRAM}.py " + " ".join(shlex.join([flag(n), str(c[n])]) for n in chosen).replace(" True", "")
+
+
 def plot_losses(run):
-    """Draw the rows of log.csv as loss.png: both losses over the steps, and where the best model stands."""
-    steps, _, train_loss, held_out, _ = zip(*run.progress.history, strict=True)
-    name, best, uniform = LOG_COLUMNS[3].removesuffix("_loss"), min(held_out), math.log(len(run.vocab))
-    bottom = min(*held_out, *(x for x in train_loss if x == x), uniform) - 0.05
-    with drawing(run.folder / "loss.png") as ax:
-        ax.plot(steps, train_loss, color=BLUE, label="train (mean since the last evaluation)")
+    """Draw loss.png: the losses of mini-batches, smoothed, and of both parts over the steps, and where it was best."""
+    p, batches, uniform = run.progress, run.console.curve, math.log(len(run.vocab))
+    if len(p.history) == 1:
+        return  # what is counted in one go has no curve
+    steps, _, train_loss, held_out, _ = zip(*p.history, strict=True)
+    name, n = LOG_COLUMNS[3].removesuffix("_loss"), max(1, len(batches) // 200)
+    smooth = batches[: len(batches) // n * n].view(-1, n).mean(1)
+    places = p.step - len(batches) + n * np.arange(0.5, len(smooth))
+    with drawing(run.folder / "loss.png", run) as ax:
+        ax.plot(places, smooth, color="0.8", label=f"mini-batches, means of {n}" if n > 1 else "mini-batches")
+        ax.plot(steps, train_loss, color=BLUE, label="train, mean since the last evaluation")
         ax.plot(steps, held_out, color=RED, label=name)
-        title = f"{getattr(run.config, KIND)} on {Path(run.config.input_file).name}"
-        ax.set(title=title, xlabel="step", ylabel="nats per character", ylim=(bottom, uniform + 0.15))
-        ax.legend(frameon=False, loc="upper right")
-        ax.plot(run.progress.best_step, best, "o", color=RED, markersize=5)
-        where = dict(xytext=(0, 9), textcoords="offset points", ha="right")
-        ax.annotate(f"best {best:.4f}", (run.progress.best_step, best), color=RED, **where)
-        ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":")
-        nothing = f" ln {len(run.vocab)} = {uniform:.2f}: knows nothing"
-        ax.text(0, uniform, nothing, color="0.45", va="bottom", fontsize=8)
+        ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":", label=f"ln {len(run.vocab)}: knows nothing")
+        ax.plot(p.best_step, p.best_loss, "o", color=RED, markersize=5)
+        kind, file = getattr(run.config, KIND), Path(run.config.input_file).name
+        ax.set_title(f"{kind} on {file}: best {name} {p.best_loss:.4f} at step {p.best_step}")
+        ax.set(xlabel="step", ylabel="nats per character")
 
 
-def plot_attention(path, maps, text):
-    """Draw maps (n_layer, H, T, T): in each row, where the character on the left looks."""
-    n_layer, n_head, T, _ = maps.shape
-    size = max(1.8, min(4.0, 0.16 * T))
+def plot_attention(path, run, text):
+    """Draw the attention weights while reading a text: in each row, where the character on the left looks."""
+    n_layer, n_head, T, _ = (maps := run.attention(text)).shape
+    size = max(2.0, min(8.0, 0.2 * T))
     labels = [{"\n": "¶", " ": "␣"}.get(c, c) for c in text] if T <= 40 else []
-    with drawing(path, n_layer, n_head, (size, size)) as axes:
-        np.ravel(axes)[0].figure.suptitle("where each character (row) looks (column)", fontsize=9)
+    with drawing(path, run, n_layer, n_head, (size, size)) as axes:
+        from matplotlib.colors import PowerNorm
+
         for i, ax in enumerate(np.ravel(axes)):
             layer, head = divmod(i, n_head)
-            ax.imshow(np.sqrt(maps[layer, head]), cmap="magma", vmin=0, vmax=1)  # the root shows the faint ones
-            ax.set_xticks(range(len(labels)), labels, fontsize=6, family="monospace")
-            ax.set_yticks(range(len(labels)), labels, fontsize=6, family="monospace")
+            seen = np.where(np.tri(T), maps[layer, head], np.nan)  # nobody looks ahead: that half stays white
+            shares = ax.imshow(seen, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # the root shows faint ones
+            ax.set_xticks(range(len(labels)), labels, family="monospace")
+            ax.set_yticks(range(len(labels)), labels, family="monospace")
             ax.tick_params(length=0)
-            ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
+            ax.set_title(f"layer {layer + 1}, head {head + 1}")
+        about = "share of a character's (row's) attention that goes to another (column)"
+        np.ravel(axes)[0].figure.colorbar(shares, ax=axes, label=about, shrink=0.8, aspect=40)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2138,8 +2151,8 @@ def do_train(run):
     with locked(run.folder) if run.processes.rank == 0 else contextlib.nullcontext():
         introduce(run)  # nothing is announced where nothing can be kept
     run.train()
-    losses = "train {:.4f} val {:.4f}".format(*(run.evaluate(part) for part in ("train", "val")))
-    run.console.say(f"final: {losses} nats/char (best at step {run.progress.best_step})")
+    words = "final: train {:.4f} val {:.4f} nats/char {}"
+    run.console.say(words.format(run.evaluate("train"), run.evaluate("val"), outcome(run)))
     if run.processes.rank == 0:
         write(run)
         with optional():
@@ -2156,7 +2169,7 @@ def do_eval(run):
 
 def do_attention(run):
     text, path = run.config.attention[-run.config.block_size :], run.folder / "attention.png"
-    plot_attention(path, run.attention(text), text)
+    plot_attention(path, run, text)
     print(f"attention: {path}")
 
 

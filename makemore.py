@@ -30,6 +30,7 @@ import math
 import os
 import random
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -39,6 +40,7 @@ import warnings
 import zipfile
 from collections import OrderedDict, namedtuple
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -84,8 +86,7 @@ class Config:
     batchnorm: bool = setting("model", None, "BatchNorm before every tanh")
     direct: bool = setting("model", None, "connect the embeddings to the output directly, too")
     conv: str = setting("model", None, "over a window, or over the whole line", choices=("tree", "dilated"))
-    init: str = setting("model", None, "first weights: kaiming with a small last layer; torch: as nn.Linear; normal: "
-                        "far too large; zeros: no symmetry breaking", choices=("kaiming", "torch", "normal", "zeros"))
+    init: str = setting("model", None, "first weights", choices=("kaiming", "torch", "normal", "zeros"))
     n: int = setting("model", None, "order: context and character together", low=1, high=8)
     smoothing: str = setting("model", None, "for what was never seen", choices=("kneser-ney", "additive"))
     strength: float = setting("model", None, "count to add, or factor to Kneser-Ney's discounts (0: chosen on dev)")
@@ -95,14 +96,15 @@ class Config:
     learning_rate: float = setting("training", 1e-3, "peak learning rate", "-l", high=1e30)
     weight_decay: float = setting("training", 0.01, "decoupled weight decay of the matrices", "-w")
     optimizer: str = setting("training", "adamw", "how gradients become steps", choices=("adamw", "sgd"), fixed=True)
-    schedule: str = setting("training", "cosine", "how the rate falls: to zero, or (step) to a tenth for the last "
-                            "quarter", choices=("cosine", "linear", "step", "constant"))
+    schedule: str = setting("training", "cosine", "how that falls", choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = setting("training", 100, "steps in which the learning rate climbs to its peak")
     decay_steps: int = setting("training", 0, "where the schedule ends (0: --max-steps, or the type's default if more)")
     grad_clip: float = setting("training", 0.0, "longest gradient allowed, as a norm (0: any)")
-    backprop: str = setting("training", None, "manual: by hand, for --batchnorm", choices=("autograd", "manual"))
+    backprop: str = setting("training", None, "manual: by hand", choices=("autograd", "manual"), fixed=True)
+    patience: int = setting("training", 0, "stop after so many evaluations without a new best (0: never)")
     eval_interval: int = setting("training", 0, "steps between evaluations on dev (0: a twentieth of the run)")
     diagnose: bool = setting("training", False, "draw activations, gradients, updates and dead neurons")
+    quiet: bool = setting("training", False, "no samples between the rows")
     threads: int = setting("training", 0, "threads of the processor (0: as many as pay)", high=1024)
     seed: int = setting("training", 3407, "of weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
 
@@ -828,7 +830,7 @@ class Run:
         return torch.tensor([0, *self.vocab.encode(prefix)])
 
     def train(self, **settings):
-        """Learn until max_steps or Ctrl-C, and end with the weights that were best on dev; call it again to go on."""
+        """Learn until max_steps, patience or Ctrl-C, and end with the best weights on dev; call it again to go on."""
         with learning(self, settings) as self.stop:
             self.checkpoint()  # evaluate, keep the best, save, report
             while not self.over():
@@ -836,12 +838,11 @@ class Run:
                 if self.progress.step % self.interval == 0:
                     self.checkpoint()
             self.checkpoint()
-        take_best(self)
-        self.model.eval()
         return self
 
     def over(self):
-        return self.stop.signum or 0 <= self.config.max_steps <= self.progress.step
+        c = self.config
+        return self.stop.signum or 0 <= c.max_steps <= self.progress.step or 0 < c.patience <= waited(self)
 
     def learn(self):
         c, data = self.config, self.examples("train")
@@ -873,6 +874,7 @@ class Run:
             p.best_loss, p.best_step = dev_loss, p.step
         rate = learning_rate(p.step, self.config, self.horizon)
         p.history.append([p.step, round(p.seconds, 3), train_loss, dev_loss, rate])
+        p.samples.append(glimpse(self))
         keep(self, improved)
         self.console.row(improved)
 
@@ -890,9 +892,10 @@ class Run:
         save_run(self, folder)
 
     @classmethod
-    def load(cls, folder, name="model.pt", verbose=False, **settings):
+    def load(cls, work_dir, name="model.pt", verbose=False, **settings):
         """The run that a folder holds, to sample, score, evaluate or train on; settings by keyword as for `train`."""
-        return open_run(load_checkpoint(Path(folder) / name), in_folder(folder, settings), verbose)
+        given = check_settings({**settings, "work_dir": work_dir})
+        return open_run(load_checkpoint(Path(work_dir) / name), given, verbose)
 
 
 # ======================================================================================================================
@@ -971,7 +974,8 @@ class NGram(WindowModel):
                 losses[strength] = -self.mix(found).log().mean().item()
             self.strength[k] = min(losses, key=losses.get)
         strengths = self.strength[-1 if self.additive else 0 :].tolist()
-        return "strength, shortest context first: " + ", ".join(f"{s:.2g}" for s in strengths)
+        contexts, strengths = " ".join(f"{len(x[0]):,}" for x in self.levels), " ".join(f"{s:.2g}" for s in strengths)
+        return f"contexts of 0, 1, ... characters: {contexts}; strength of smoothing, shortest first: {strengths}"
 
     def level(self, contexts, pairs, counts):
         """The tables of one level, sorted: contexts, pairs of context and character, and what follows from counts."""
@@ -1289,26 +1293,9 @@ def mix(given):
 # A look inside: what activations, gradients and updates do
 
 
-@dataclass
-class LayerRow:
-    """What one layer did with one batch. Only layers with weights have the last two."""
-
-    name: str
-    kind: str
-    output: torch.Tensor
-    grad: torch.Tensor  # of the loss with respect to the output
-    weight: torch.Tensor | None = None
-    weight_grad: torch.Tensor | None = None
-
-    @property
-    def saturated(self):
-        """Share of outputs where tanh is all but constant and passes no gradient on."""
-        return (self.output.abs() > 0.97).float().mean().item()
-
-    @property
-    def dead(self):
-        """Share of neurons that are saturated for every example of the batch."""
-        return (self.output.abs() > 0.99).flatten(0, -2).all(0).float().mean().item()
+# What one layer did with one batch; `grad` is of the loss with respect to the output. `saturated`: the share of outputs
+# where a tanh is all but constant and passes no gradient on; `dead`: of neurons that are so for every example
+LayerRow = namedtuple("LayerRow", "name kind output grad weight weight_grad saturated dead")
 
 
 def inspect_layers(model, x, y):
@@ -1324,11 +1311,14 @@ def inspect_layers(model, x, y):
             layer.register_forward_hook(partial(look, name))
     loss = cross_entropy(model(x), y)
     loss.backward()
-    weights = [getattr(layer, "weight", None) for _, layer, _ in rows]
-    return loss.item(), [
-        LayerRow(name, type(layer).__name__, out.detach(), out.grad, w, None if w is None else w.grad)
-        for (name, layer, out), w in zip(rows, weights, strict=True)
-    ]
+    found = []
+    for name, layer, out in rows:
+        weight, size = getattr(layer, "weight", None), out.detach().abs()
+        dead = (size > 0.99).flatten(0, -2).all(0).float().mean().item()
+        shares = (size > 0.97).float().mean().item(), dead
+        grads = weight, None if weight is None else weight.grad
+        found.append(LayerRow(name, type(layer).__name__, out.detach(), out.grad, *grads, *shares))
+    return loss.item(), found
 
 
 class UpdateMeter:
@@ -1364,28 +1354,22 @@ def learning_rate(step, config, horizon):
 
 
 def find_learning_rate(run):
-    """Train a copy for up to 400 steps, rates 1e-5 to 10: return a good rate, rates, losses and their running mean.
+    """Train a copy for up to 400 steps, at rates 1e-5 to 10: return a good rate, rates, losses and their running mean.
 
     The range test of Smith (2017): the rate to take is where the loss still falls steeply, well before its minimum.
     """
     if hasattr(run.model, "fit"):
         raise UserError(f"--find-lr: {run.config.type} counts, and has no learning rate")
-    model, data, c = copy.deepcopy(run.model).train(), run.examples("train"), run.config
-    optimizer, generator = make_optimizer(model, c), torch.Generator().manual_seed(c.seed)
+    run = Run(replace(run.config, schedule="constant", warmup_steps=0), run.data, copy.deepcopy(run.model))
+    begin(run, {})
     rates, losses, smooth = torch.logspace(-5, 1, 400).tolist(), [], []
-    for rate in rates:
-        x, y = data.batch(torch.randint(len(data), (c.batch_size,), generator=generator))
-        loss = cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        losses.append(loss.item())
+    for run.config.learning_rate in rates:
+        run.learn()
+        losses.append(run.console.losses[-1].item())
         smooth.append(0.9 * smooth[-1] + 0.1 * losses[-1] if smooth else losses[-1])
         if not smooth[-1] < 2 * smooth[0]:
             break
-    return rates[min(range(len(smooth)), key=smooth.__getitem__)] / 3, rates[: len(losses)], losses, smooth
+    return rates[smooth.index(min(smooth))] / 3, rates[: len(losses)], losses, smooth
 
 
 # ======================================================================================================================
@@ -1453,8 +1437,6 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
         run = Run(config, data, model, verbose)
         run.progress = Progress(**checkpoint["progress"])
         run.model.eval()
-        if "resume" in given and config.backprop == "manual":
-            batchnorm_parts(model)
         return run
 
 
@@ -1471,13 +1453,16 @@ def find_corpus(checkpoint, config, given, lines=None):
 
 @contextlib.contextmanager
 def learning(run, settings):
-    """A context for training: all is ready, the folder is this run's alone, and Ctrl-C is a request to stop."""
+    """A context for training: the folder is this run's alone, Ctrl-C a request to stop; it ends at its best."""
     threads = torch.get_num_threads()
     with locked(run.folder) if run.folder else contextlib.nullcontext():
         try:
             begin(run, settings)
             with StopOnSignal() as stop:
                 yield stop
+            with fitting():
+                run.model.load_state_dict(stored(run, "model.pt")["model"])
+            run.model.eval()
         finally:
             torch.set_num_threads(threads)
 
@@ -1504,6 +1489,12 @@ def begin(run, settings):
         run.console.say(fit(train, dev))
     run.model.train()
     run.console.start_clock(losses)
+
+
+def waited(run):
+    """How many evaluations there were since the best; those that a Ctrl-C added do not count."""
+    losses = [row[3] for row in run.progress.history if row[0] % run.interval == 0]
+    return len(losses) - 1 - losses.index(min(losses))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1568,13 +1559,6 @@ def check_settings(settings, modes=()):
         elif value is not None or name not in SETTINGS:
             flags.append(f"{flag(name)}={value}")
     return parse_args(flags)
-
-
-def in_folder(folder, settings):
-    """Settings for a run that a folder holds."""
-    if "work_dir" in settings:
-        raise UserError("load() takes its folder as the first argument: leave work_dir out")
-    return check_settings({**settings, "work_dir": folder})
 
 
 def default_text(f, kind):
@@ -1644,12 +1628,6 @@ def refuse_changes(given, trained, reason, free=()):
             raise UserError(f"{flag(name)} {given[name]}: {reason} was trained with {old}; leave {flag(name)} out")
 
 
-def passing(given):
-    """The defaults of what a trained model's settings say of one run only, unless that run goes on."""
-    lasting = ("data", "model", "training", *(("run",) if "resume" in given else ()))
-    return {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
-
-
 def configure(given, trained=None, verbose=False):
     """The settings given, on top of those of a trained model or else of the row of the type."""
     if (given.get("type"), given.get("conv")) == ("wavenet", "dilated"):
@@ -1662,7 +1640,9 @@ def configure(given, trained=None, verbose=False):
         refuse_changes(given, trained, "the model in this folder", () if "resume" in given else ("seed",))
         if bool(given.get("dropout", trained.dropout)) != bool(trained.dropout):
             raise UserError(f"--dropout {given['dropout']}: this model was trained with {trained.dropout}: 0 stays 0")
-        return replace(trained, **{**passing(given), **given})
+        lasting = ("data", "model", "training", *["run"] * ("resume" in given))  # what is not said of one run only
+        passing = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
+        return replace(trained, **{**passing, **given})
     return replace(Config(), **{**MODELS[kind].defaults, **given})
 
 
@@ -1712,12 +1692,6 @@ def read_chunks(path):
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 
 
-def check_alphabet(name, chars):
-    """Raise UserError where a text has so many distinct characters that a row for each would take all memory."""
-    if len(chars) > MAX_CHARS:
-        raise UserError(f"{name} has {len(chars):,} distinct characters, the limit is {MAX_CHARS:,}: is it text?")
-
-
 def places(checkpoint, config, given):
     """Where the text of a checkpoint may be: as named now, where it was when it was trained on, or in the folder."""
     kept = str(Path(config.work_dir) / "input.txt")
@@ -1763,7 +1737,9 @@ def load_corpus(config, lines=None):
         name = config.input_file or "the list"
         raise UserError(f"{name} has too few lines, {len(lines)}: train, dev and test need one each")
     vocab = Vocab("".join(sorted(set("".join(lines)))))
-    check_alphabet(config.input_file or "the list", vocab.chars)
+    if len(vocab.chars) > MAX_CHARS:
+        name = config.input_file or "the list"
+        raise UserError(f"{name} has {len(vocab.chars):,} distinct characters, the limit is {MAX_CHARS:,}: is it text?")
     places = [os.path.abspath(config.input_file)] if config.input_file else []
     return Corpus(vocab, max(map(len, lines)), digest, places, *split_lines(lines))
 
@@ -1870,14 +1846,14 @@ def optional():
 def write_csv(path, columns, rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    write_atomic(path, [text.getvalue().encode()])
+    write_atomic(path, [text.getvalue().encode("utf-8", "surrogatepass")])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints: plain dicts, complete in themselves
 
-FIGURES = "loss.png activations.png dead.png weights.png embedding.png bigrams.png"
-FILES = ("last.pt", "log.csv", "scores.csv", *FIGURES.split(), "model.pt")  # what a run leaves
+FILES = "last.pt log.csv samples.txt scores.csv loss.png activations.png dead.png weights.png embedding.png bigrams.png"
+FILES = (*FILES.split(), "model.pt")  # what a run leaves
 LOG_COLUMNS = ("step", "seconds", "train_loss", "dev_loss", "lr")
 
 
@@ -1890,6 +1866,7 @@ class Progress:
     best_loss: float = math.inf  # on the held-out part
     best_step: int = 0
     history: list = field(default_factory=list)  # the rows of log.csv
+    samples: list = field(default_factory=list)  # what it wrote then
 
 
 PATTERN = dict(  # what `snapshot` makes, see `compare`
@@ -1928,29 +1905,25 @@ def restore(run, checkpoint):
 
 def keep(run, best):
     """Save the state as last.pt, and as model.pt if it is the best, in the folder or else in memory, and the log."""
-    state = snapshot(run)
+    state, p = snapshot(run), run.progress
     if not run.folder:
         run.memory |= {name: copy.deepcopy(state) for name in ["model.pt"] * best + ["last.pt"]}
     else:
-        first, data = len(run.progress.history) == 1, pack(state)
+        first, data = len(p.history) == 1, pack(state)
         if best:
             write_atomic(run.folder / "model.pt", data, partial(set_aside, run, run.folder) if first else lambda: None)
         if first and run.source is not None:
             write_atomic(run.folder / "input.txt", [run.source])
         with optional():
-            write_csv(run.folder / "log.csv", LOG_COLUMNS, run.progress.history)
+            write_csv(run.folder / "log.csv", LOG_COLUMNS, p.history)
+            samples = ([row[0], f"{row[3]:.4f}", text] for row, text in zip(p.history, p.samples, strict=False))
+            write_csv(run.folder / "samples.txt", ("step", LOG_COLUMNS[3], "sample"), samples)
         write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
 
 
 def stored(run, name):
     """What was saved under this name."""
     return load_checkpoint(run.folder / name) if run.folder else run.memory[name]
-
-
-def take_best(run):
-    """Give the model the weights that were best."""
-    with fitting():
-        run.model.load_state_dict(stored(run, "model.pt")["model"])
 
 
 def save_run(run, folder):
@@ -2139,68 +2112,78 @@ class StopOnSignal:
             signal.signal(s, handler)
 
 
-def clock(seconds):
-    """Seconds as m:ss or h:mm:ss."""
-    m, s = divmod(round(seconds), 60)
-    h, m = divmod(m, 60)
-    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
-
-
 def check_finite(run, loss):
     if not math.isfinite(loss):
-        where = run.folder / "model.pt" if run.folder else "memory"
-        kept = f"{where} keeps the model of step {run.progress.best_step}"
-        half = getattr(run.config, "dtype", "") == "float16"
-        advice = "try --dtype float32" if half else "try a lower --learning-rate, or --grad-clip 1"
+        kept = f"{run.folder / 'model.pt' if run.folder else 'memory'} keeps the model of step {run.progress.best_step}"
+        float16 = getattr(run.config, "dtype", "") == "float16"
+        advice = "try --dtype float32" if float16 else "try a lower --learning-rate, or --grad-clip 1"
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
+
+
+def glimpse(run):
+    """What the model writes now, on one line; always from the same random numbers, and not from those of training."""
+    return "  ".join(run.sample(5, prefix="", seed=run.config.seed))
+
+
+def outcome(run):
+    """Which weights the run ended with; and if Ctrl-C ended it, how it goes on."""
+    done, again = run.progress.step, f"python {PROGRAM}.py -o {run.folder} --resume"
+    stopped = f"; stopped at step {done}, and all is kept: {again} goes on" * bool(run.stop.signum)
+    return f"(best at step {run.progress.best_step}{stopped})"
 
 
 class Console:
     """The losses and the time since the last evaluation; a line for every evaluation, and one that moves in between."""
 
     def __init__(self, run, verbose):
-        self.run, self.verbose, self.live, self.drawn = run, verbose, verbose and sys.stdout.isatty(), 0.0
-        self.losses = []
+        self.run, self.verbose, self.live = run, verbose, verbose and sys.stdout.isatty()
+        self.losses, self.clear = [], "\r\033[K" * self.live  # what wipes the line that moves
+        self.curve = torch.zeros(0)  # the loss of every mini-batch
 
-    def say(self, *words):
+    def say(self, *words, **how):
         if self.verbose:
-            print(*words, flush=True)
+            print(*words, **how, flush=True)
 
     def carried(self):
         """The losses since the last evaluation that was due, for a checkpoint: (steps,)."""
         return torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
 
     def start_clock(self, losses=()):
-        self.losses, self.since, self.begun = list(losses), time.perf_counter(), self.run.progress.step
+        self.losses, self.begun = list(losses), self.run.progress.step
+        self.since = self.drawn = time.perf_counter()
 
     def stop_clock(self):
         """Book the time spent learning; return the mean loss since the clock was started, or nan."""
         spent = time.perf_counter() - self.since
         self.run.progress.seconds += spent
         self.pace = spent / max(1, self.run.progress.step - self.begun)  # seconds per step
+        self.curve = torch.cat((self.curve, self.carried()[len(self.losses) + self.begun - self.run.progress.step :]))
         return torch.stack(self.losses).mean().item() if self.losses else math.nan
 
     def stepped(self, loss):
         self.losses.append(loss)
         if self.run.progress.step % 10 == 0:  # a GPU has to wait when asked for a number, so not at every step
             check_finite(self.run, loss.item())
-            if self.live and time.perf_counter() - self.drawn > 0.2:
-                self.drawn = time.perf_counter()
-                line = self.line(f"loss {loss:.4f}", (self.drawn - self.since) / (self.run.progress.step - self.begun))
-                print(f"\r\033[K{line}", end="", flush=True)
+            now = time.perf_counter()
+            if now - self.drawn > (0.2 if self.live else 20):
+                self.drawn, pace = now, (now - self.since) / (self.run.progress.step - self.begun)
+                self.say(self.clear + self.line(f"loss {loss:.4f}", pace), end="" if self.live else None)
 
     def row(self, improved):
         """The last row of the history; then the clock runs again."""
         _, _, train_loss, held_out, lr = self.run.progress.history[-1]
         name = LOG_COLUMNS[3].removesuffix("_loss")
-        losses = f"train {train_loss:.4f}  {name} {held_out:.4f}{'*' if improved else ' '}  lr {lr:.2e}"
-        self.say("\r\033[K" * self.live + self.line(losses.replace("nan", "–"), self.pace).rstrip())
+        losses = f"train {train_loss:.4f}  {name} {held_out:.4f}{'*' if improved else ' '}".replace("nan", "–")
+        rate = f"  lr {lr:.2e}" * (self.run.config.max_steps != 0)
+        self.say(self.clear + self.line(losses + rate, self.pace).rstrip())
+        if not self.run.config.quiet:
+            self.say(" " * 20 + self.run.progress.samples[-1])
         self.start_clock(self.losses if self.run.progress.step % self.run.interval else ())
 
     def line(self, losses, pace):
         step, limit = self.run.progress.step, self.run.config.max_steps
         head = f"step {step}/{limit}" if limit >= 0 else f"step {step}"
-        left = f"  {clock((limit - step) * pace)} left" if limit > step else ""
+        left = f"  {timedelta(seconds=round((limit - step) * pace))} left" if limit > step else ""
         return f"{head:<18}  {losses}  " + (speed(self.run, pace) + left) * bool(self.losses)
 
 
@@ -2217,8 +2200,9 @@ def introduce(run):
     repeated = sum(line in known for line in corpus.test)
     print(f"overlap: {repeated:,} of the test lines are training lines, too; --dedup would drop repeated lines")
     count = sum(p.numel() for p in run.model.parameters())
+    size = "counts" if hasattr(run.model, "fit") else f"{count:,} parameters"
     where = f"on {run.device}" + f", {threads} thread{'s'[: threads - 1]}" * (run.device.type == "cpu")
-    print(f"model: {config.type}, {count:,} parameters, context {config.block_size}, {where}")
+    print(f"model: {config.type}, {size}, context {config.block_size}, {where}")
 
 
 def report(run, remark=""):
@@ -2227,17 +2211,21 @@ def report(run, remark=""):
     print(f"final: {losses} nats/char{remark}")
 
 
-def print_samples(samples, corpus):
+def print_samples(run):
     """Print samples, sorted by where they occur in the data; new ones are what makemore is for."""
+    samples, corpus = run.sample(), run.data
     if not corpus.train:
+        print(f"makemore: {gone(corpus.places)}: samples are not sorted", file=sys.stderr)
         print("\n".join(samples))
         return
-    places = {part: set(corpus.lines(part)) for part in PARTS}
-    groups = {f"in {part}": [] for part in PARTS} | {"new": []}
+    places = {f"in {part}": set(corpus.lines(part)) for part in PARTS}
+    places["blank"] = {s for s in samples if not s.strip()}
+    groups = {name: [] for name in (*places, "new")}
     for s in samples:
-        groups[next((f"in {part}" for part, lines in places.items() if s in lines), "new")].append(s)
+        groups[next((name for name, lines in places.items() if s in lines), "new")].append(s)
     for name, group in groups.items():
-        print(f"{name} ({len(group)}):" + "".join("\n  " + s for s in group))
+        if group or name != "blank":
+            print(f"{name} ({len(group)}):" + "".join("\n  " + s for s in group))
     n, new, unique = max(len(samples), 1), len(groups["new"]), len(set(samples))
     print(f"samples: {len(samples)}, new {100 * new / n:.0f} %, unique {100 * unique / n:.0f} %")
 
@@ -2262,106 +2250,132 @@ BLUE, RED = "#8fb8de", "#c8553d"
 
 
 @contextlib.contextmanager
-def drawing(path, rows=1, columns=1, size=(7, 4.2)):
-    """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone."""
+def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
+    """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone.
+
+    Above the axes stands what their labels say, where it hides nothing; below them the command that made the run.
+    """
     try:
         import matplotlib.figure
     except ImportError as e:
         raise UserError(f"no {path} without matplotlib: {e}") from None
-    with matplotlib.rc_context({"text.parse_math": False}):  # a $ is a character like any other
+    off = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math")  # the last: $ is a character
+    with matplotlib.rc_context({"font.size": 9, **dict.fromkeys(off, False)}):
         figure = matplotlib.figure.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-        axes = figure.subplots(rows, columns)
-        for ax in np.ravel(axes):
-            ax.spines[["top", "right"]].set_visible(False)
-        yield axes
+        yield (axes := figure.subplots(rows, columns))
+        lines = [line for ax in np.ravel(axes) for line in ax.get_legend_handles_labels()[0]]
+        if lines:
+            figure.legend(handles=lines, loc="outside upper center", ncols=int(size[0] * columns / 2.3))
+        figure.supxlabel(command(run), fontsize=7, color="0.6", x=0.01, ha="left")
         figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
     write_atomic(path, [buffer.getvalue()])
 
 
+def command(run):
+    """The command line that makes such a run again."""
+    c, groups = asdict(run.config), ("data", "model", "training")
+    usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
+    chosen = [n for n, f in SETTINGS.items() if f.metadata["group"] in groups and c[n] != usual[n]]
+    return f"python {PROGRAM}.py " + " ".join(shlex.join([flag(n), str(c[n])]) for n in chosen).replace(" True", "")
+
+
 def plot_losses(run):
-    """Draw the rows of log.csv as loss.png: both losses over the steps, and where the best model stands."""
-    steps, _, train_loss, held_out, _ = zip(*run.progress.history, strict=True)
-    name, best, uniform = LOG_COLUMNS[3].removesuffix("_loss"), min(held_out), math.log(len(run.vocab))
-    bottom = min(*held_out, *(x for x in train_loss if x == x), uniform) - 0.05
-    with drawing(run.folder / "loss.png") as ax:
-        ax.plot(steps, train_loss, color=BLUE, label="train (mean since the last evaluation)")
+    """Draw loss.png: the losses of mini-batches, smoothed, and of both parts over the steps, and where it was best."""
+    p, batches, uniform = run.progress, run.console.curve, math.log(len(run.vocab))
+    if len(p.history) == 1:
+        return  # what is counted in one go has no curve
+    steps, _, train_loss, held_out, _ = zip(*p.history, strict=True)
+    name, n = LOG_COLUMNS[3].removesuffix("_loss"), max(1, len(batches) // 200)
+    smooth = batches[: len(batches) // n * n].view(-1, n).mean(1)
+    places = p.step - len(batches) + n * np.arange(0.5, len(smooth))
+    with drawing(run.folder / "loss.png", run) as ax:
+        ax.plot(places, smooth, color="0.8", label=f"mini-batches, means of {n}" if n > 1 else "mini-batches")
+        ax.plot(steps, train_loss, color=BLUE, label="train, mean since the last evaluation")
         ax.plot(steps, held_out, color=RED, label=name)
-        title = f"{getattr(run.config, KIND)} on {Path(run.config.input_file).name}"
-        ax.set(title=title, xlabel="step", ylabel="nats per character", ylim=(bottom, uniform + 0.15))
-        ax.legend(frameon=False, loc="upper right")
-        ax.plot(run.progress.best_step, best, "o", color=RED, markersize=5)
-        where = dict(xytext=(0, 9), textcoords="offset points", ha="right")
-        ax.annotate(f"best {best:.4f}", (run.progress.best_step, best), color=RED, **where)
-        ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":")
-        nothing = f" ln {len(run.vocab)} = {uniform:.2f}: knows nothing"
-        ax.text(0, uniform, nothing, color="0.45", va="bottom", fontsize=8)
+        ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":", label=f"ln {len(run.vocab)}: knows nothing")
+        ax.plot(p.best_step, p.best_loss, "o", color=RED, markersize=5)
+        kind, file = getattr(run.config, KIND), Path(run.config.input_file).name
+        ax.set_title(f"{kind} on {file}: best {name} {p.best_loss:.4f} at step {p.best_step}")
+        ax.set(xlabel="step", ylabel="nats per character")
 
 
-def plot_inside(run, rows):
-    """Draw what inspect_layers and the UpdateMeter found; return the names of the files."""
+def plot_inside(run, before, rows):
+    """Draw what inspect_layers found before training and after, and the UpdateMeter."""
     import matplotlib
 
-    drawn, style = [], dict(bins=80, density=True, histtype="step")
-    legend = dict(frameon=False, fontsize=8, loc="upper right")
-
-    def figure(name, **size):
-        drawn.append(run.folder / name)
-        return drawing(drawn[-1], **size)
+    style = dict(bins=80, density=True, histtype="step")
 
     def shaded(items):
-        colors = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(items), endpoint=False))
-        return zip(items, colors, strict=True)
+        return zip(items, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(items), endpoint=False)), strict=True)
 
     def numbers(tensor):
         return tensor.flatten().float().cpu().numpy()
 
+    def spread(tensors):
+        stds = [t.std().item() for t in tensors]
+        return f"standard deviations {max(stds) / max(min(stds), 1e-30):.1f} × apart"
+
     if tanhs := [r for r in rows if r.kind == "Tanh"]:
-        with figure("activations.png", columns=2) as (left, right):
-            for r, color in shaded(tanhs):
-                label = f"{r.name}: std {r.output.std():.2f}, {100 * r.saturated:.0f} % saturated"
+        with drawing(run.folder / "activations.png", run, columns=2) as (left, right):
+            for i, (r, color) in enumerate(shaded(tanhs), 1):
+                label = f"tanh {i}: {100 * r.saturated:.0f} % saturated"
                 left.hist(numbers(r.output), label=label, color=color, **style)
-                right.hist(numbers(r.grad), label=f"{r.name}: std {r.grad.std():.1e}", color=color, **style)
+                right.hist(numbers(r.grad), color=color, **style)
             left.vlines((-0.97, 0.97), *left.get_ylim(), color=RED, linewidth=0.8, linestyle="--")
-            left.set(title="tanh outputs: alike from layer to layer, few beyond ±0.97", xlabel="output", yticks=[])
-            right.set(title="their gradients: neither shrinking nor growing with depth", xlabel="gradient", yticks=[])
-            left.legend(**legend), right.legend(**legend)
-        with figure("dead.png") as ax:
-            saturated = (tanhs[0].output.abs() > 0.99).flatten(0, -2)[:128]
-            ax.imshow(saturated.cpu().numpy(), cmap="gray", interpolation="nearest", aspect="auto")
-            title = f"{tanhs[0].name}: white is |tanh| > 0.99; a column white throughout is a dead neuron"
-            ax.set(title=title, xlabel="neuron", ylabel="example")
-    with figure("weights.png", columns=2) as (left, right):
-        for r, color in shaded([r for r in rows if r.weight is not None and r.weight.ndim == 2]):
-            ratio = (r.weight_grad.std() / r.weight.std()).item()
-            label = f"{r.name} {tuple(r.weight.shape)}: grad:data {ratio:.0e}"
+            most = f"up to {100 * max(r.saturated for r in tanhs):.0f} % saturated; healthy is under 10 %"
+            left.set(title=f"tanh outputs: {most}", xlabel="output", yticks=[])
+            words = f"{spread([r.grad for r in tanhs])}; healthy is under 3"
+            right.set(title=f"their gradients: {words}", xlabel="gradient", yticks=[])
+        with drawing(run.folder / "dead.png", run, columns=2) as axes:
+            for ax, when, some in zip(axes, ("before training", "after"), (before, rows), strict=True):
+                r = next(r for r in some if r.kind == "Tanh")
+                saturated = (r.output.abs() > 0.99).flatten(0, -2)[:128].cpu().numpy()
+                ax.imshow(saturated, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+                share = f"{100 * saturated.mean():.0f} % of tanh 1 saturated (white), {100 * r.dead:.0f} % dead"
+                ax.set(title=f"{when}: {share}", xlabel="neuron", ylabel="example")
+    with drawing(run.folder / "weights.png", run, columns=2) as (left, right):
+        matrices = [r for r in rows if r.weight is not None and r.weight.ndim == 2]
+        for r, color in shaded(matrices):
+            label = f"{r.name} {tuple(r.weight.shape)}: grad:data {r.weight_grad.std() / r.weight.std():.0e}"
             left.hist(numbers(r.weight_grad), label=label, color=color, log=True, **style)
         columns = np.reshape(run.meter.rows, (-1, len(run.meter.matrices))).T
-        for (name, color), updates in zip(shaded(list(run.meter.matrices)), columns, strict=True):
-            right.plot(updates, color=color, linewidth=0.8, label=name)
+        for updates, color in shaded(columns):
+            right.plot(updates, color=color, linewidth=0.8)
         right.axhline(-3, color=RED, linewidth=1, linestyle="--")
-        left.set(title="weight gradients: no matrix should stand apart", xlabel="gradient", yticks=[])
-        right.set(title="update:data, log10: around -3 (dashed) it learns at a good pace", xlabel="step")
-        left.legend(**legend), right.legend(**legend)
+        left.set(title=f"gradients of the matrices: {spread([r.weight_grad for r in matrices])}", xlabel="gradient")
+        left.yaxis.set_visible(False)
+        ends = [f"{x:.1f}" for x in sorted(columns[:, -1:].flatten())]
+        words = f"ends at {ends[0]} to {ends[-1]}, a good pace is around -3" if ends else ""
+        right.set(title=f"update:data, log10: {words}", xlabel="step")
     table = next((r.weight for r in rows if r.kind == "Embedding" and len(r.weight) == len(run.vocab)), None)
     if table is not None and table.shape[1] >= 2:
         centred = table.detach() - table.detach().mean(0)
-        where = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).cpu().numpy()
-        with figure("embedding.png", size=(6, 6)) as ax:
-            ax.scatter(where[:, 0], where[:, 1], s=220, color=BLUE)
+        where = apart((centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).cpu().numpy())
+        with drawing(run.folder / "embedding.png", run, size=(6, 6)) as ax:
+            ax.scatter(*where.T, s=220, color=BLUE)
             for (x, y), char in zip(where, "." + run.vocab.chars, strict=True):
                 ax.text(x, y, char, ha="center", va="center")
-            title = "embedding, its two widest directions: letters used alike stand together"
-            ax.set(title=title, xticks=[], yticks=[])
-    with figure("bigrams.png", size=(12, 12)) as ax:
+            ax.set_title("embedding, its two widest directions")
+            ax.axis("off")
+    with drawing(run.folder / "bigrams.png", run, size=(12, 12)) as ax:
         names = ("." + run.vocab.chars)[:40]
         counts = run.examples("train").bigrams(len(run.vocab))[:40, :40].cpu().numpy()
         ax.imshow(counts, cmap="Blues")
         for (i, j), count in np.ndenumerate(counts):
-            style = dict(ha="center", va="center", color="white" if count > counts.max() / 2 else "0.35")
-            ax.text(j, i - 0.18, names[i] + names[j], fontsize=7, **style)
-            ax.text(j, i + 0.22, int(count), fontsize=6, **style)
-        ax.set(title="bigrams: how often the column's character follows the row's", xticks=[], yticks=[])
-    return drawn
+            color = "white" if count > counts.max() / 2 else "0.35"
+            ax.text(j, i, f"{names[i]}{names[j]}\n{int(count)}", ha="center", va="center", fontsize=6, color=color)
+        ax.set_title("bigrams: how often the column's character follows the row's")
+        ax.axis("off")
+
+
+def apart(points, distance=0.05):
+    """Points (N, 2) in a unit square, moved until no two are closer than `distance`: letters do not hide each other."""
+    points = (points - points.min(0)) / np.maximum(np.ptp(points, 0), 1e-9).max()
+    for _ in range(300):
+        offset = points[:, None] - points  # (N, N, 2)
+        gap = np.hypot(*offset.T) + np.eye(len(points))
+        points = points + 0.5 * (offset / gap[..., None] * np.maximum(0, distance - gap)[..., None]).sum(1)
+    return points
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2375,24 +2389,20 @@ def do_train(run):
         introduce(run)  # nothing is announced where nothing can be kept
     if run.config.diagnose:
         run.meter = UpdateMeter(run.model)
-        print_layers(*inspect_layers(run.model, *first_batch(run)), len(run.vocab))
+        loss, before = inspect_layers(run.model, *first_batch(run))
+        print_layers(loss, before, len(run.vocab))
     run.train()
     if run.config.diagnose:
         loss, rows = inspect_layers(run.model, *first_batch(run))
         print_layers(loss, rows, len(run.vocab))
         with optional():
-            print("figures:", ", ".join(map(str, plot_inside(run, rows))))
-    report(run, f" (best at step {run.progress.best_step})")
-    print_samples(run.sample(), run.data)
+            plot_inside(run, before, rows)
+            print("figures:", ", ".join(map(str, sorted(run.folder.glob("*.png")))))
+    report(run, f" {outcome(run)}")
+    print_samples(run)
     with optional():
         plot_losses(run)
     return 128 + run.stop.signum if run.stop.signum else 0
-
-
-def do_sample(run):
-    if not run.data.train:
-        print(f"makemore: {gone(run.data.places)}: samples are not sorted", file=sys.stderr)
-    print_samples(run.sample(), run.data)
 
 
 def do_eval(run):
@@ -2400,7 +2410,8 @@ def do_eval(run):
     losses = run.score(lines)
     rows = [(line, round(nats, 4), round(nats / (len(line) + 1), 4)) for line, nats in zip(lines, losses, strict=True)]
     ranked = sorted(rows, key=lambda row: row[2])
-    for title, some in (("likeliest", ranked[:5]), ("strangest", ranked[5:][-5:])):
+    ends = {"likeliest": ranked[:5], "strangest": ranked[-5:]}
+    for title, some in (ends if len(ranked) > 10 else {"from likeliest to strangest": ranked}).items():
         print(f"{title}:" + "".join(f"\n  {mean:.4f}  {line}" for line, _, mean in some))
     count = sum(map(len, lines)) + len(lines)
     print(f"eval: {sum(losses) / count:.4f} nats/char over {count} characters in {len(lines)} lines")
@@ -2417,7 +2428,7 @@ def do_mix(run):
         print(f"{weight:6.3f}  {loss:.4f}  {name}")
     run.save(run.folder)
     report(run)
-    print_samples(run.sample(), run.data)
+    print_samples(run)
 
 
 def do_fold(run):
@@ -2432,15 +2443,14 @@ def do_find_lr(run):
     best, rates, losses, smooth = find_learning_rate(run)
     path = run.folder / "find_lr.png"
     print(f"try --learning-rate {best:.1e}; see {path}")
-    with optional(), locked(run.folder), drawing(path) as ax:
+    with optional(), locked(run.folder), drawing(path, run) as ax:
         ax.plot(rates, losses, color=BLUE, label="loss of the batch")
         ax.plot(rates, smooth, color=RED, label="smoothed")
-        ax.set(title="range test: take the rate where the loss still falls, a third of where it is lowest")
-        ax.set(xlabel="learning rate", ylabel="nats per character", xscale="log")
+        title = f"range test: {best:.1e} is a third of the rate where the loss is lowest"
+        ax.set(title=title, xlabel="learning rate", ylabel="nats per character", xscale="log")
+        ax.xaxis.set_major_formatter("{x:.0e}")
         ax.set_ylim(min(losses) - 0.1, smooth[0] * 1.3)
-        ax.legend(frameon=False, loc="upper right")
         ax.axvline(best, color="0.4", linestyle="--", linewidth=1)
-        ax.annotate(f"{best:.1e}", (best, smooth[0]), (5, 0), textcoords="offset points", color="0.3")
 
 
 def do_check_backprop(run):
@@ -2460,7 +2470,7 @@ Mode = namedtuple("Mode", "do opens reads")
 MODES = {
     "train": Mode(do_train, "", "data model training sampling run"),
     "resume": Mode(do_train, "last.pt", "input_file dropout training sampling run"),
-    "sample_only": Mode(do_sample, "model.pt", "input_file sampling seed run"),
+    "sample_only": Mode(print_samples, "model.pt", "input_file sampling seed run"),
     "eval": Mode(do_eval, "model.pt", "run"),
     "mix": Mode(do_mix, "model.pt", "input_file sampling seed run"),
     "fold_batchnorm": Mode(do_fold, "model.pt", "input_file run"),

@@ -236,9 +236,10 @@ class Lab:
         weight.grad = torch.zeros(2, 2)
         torch.optim.AdamW([weight], fused=True).step()
         torch.save(weight, root / "warm.pt")
-        with self.programs["makemore"].drawing(root / "warm.png") as ax:
+        makemore = self.programs["makemore"]
+        run = argparse.Namespace(config=makemore.Config(type="mlp"))
+        with makemore.drawing(root / "warm.png", run) as ax:
             ax.plot([0, 1], [0, 1], label="x")
-            ax.legend()
 
     def settle(self, root):
         """Work in that folder, where the files to learn from lie."""

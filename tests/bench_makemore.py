@@ -56,6 +56,11 @@ RESULTS = {
 MIX = ("Kneser-Ney, order 7", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
 
 
+def clock(seconds):
+    """Seconds as m:ss."""
+    return "{}:{:02d}".format(*divmod(round(seconds), 60))
+
+
 def folder_of(name):
     return re.sub(r"\W+", "-", name).lower()
 
@@ -79,11 +84,10 @@ def results(data, only, root):
     for name, flags in RESULTS.items():
         if only.lower() in name.lower() or (only == "mix" and name in MIX):
             final, seconds, out, memory = run_row(f"{root}/{folder_of(name)}", flags, data)
-            losses, parameters = " | ".join(final), re.search(r"([\d,]+) parameters", out)[1]
-            if "ngram" in flags:
-                parameters = "–"  # counts are not learned
+            losses, parameters = " | ".join(final), re.search(r"([\d,]+) parameters", out)
+            parameters = parameters[1] if parameters else "–"  # counts are not learned
             print(
-                f"| {name} | `{flags}` | {parameters} | {losses} | {makemore.clock(seconds)} | {memory:.0f} MB |",
+                f"| {name} | `{flags}` | {parameters} | {losses} | {clock(seconds)} | {memory:.0f} MB |",
                 flush=True,
             )
     if only in ("", "mix"):
@@ -91,7 +95,7 @@ def results(data, only, root):
         final, seconds, out, memory = run_row(f"{root}/mix", "--mix " + ",".join(f"{root}/{n}" for n in names), data)
         shares = ", ".join(re.findall(r"^ (\d\.\d+)  \d", out, re.M))
         cells = f"`--mix {','.join(names)}` | shares {shares} | {' | '.join(final)}"
-        print(f"| the three of them, mixed | {cells} | {makemore.clock(seconds)} | {memory:.0f} MB |")
+        print(f"| the three of them, mixed | {cells} | {clock(seconds)} | {memory:.0f} MB |")
 
 
 def load_upstream(path):

@@ -422,7 +422,8 @@ def trained(tmp_path_factory):
 
 
 def test_the_trained_folder_is_complete(trained):
-    assert {p.name for p in trained.iterdir()} == {".lock", "model.pt", "last.pt", "log.csv", "loss.png", "tokens.bin"}
+    files = {".lock", "model.pt", "last.pt", "log.csv", "samples.txt", "loss.png", "tokens.bin"}
+    assert {p.name for p in trained.iterdir()} == files
     rows = (trained / "log.csv").read_text().splitlines()
     assert rows[0] == "step,seconds,train_loss,val_loss,lr" and len(rows) == 12
     assert (trained / "loss.png").read_bytes()[:4] == b"\x89PNG"
@@ -563,7 +564,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, corpus, preset):
     assert run(*common, "-o", tmp_path / "parts", "--max-steps", 5) == 0
     assert run("-i", corpus, "-o", tmp_path / "parts", "--resume", "--max-steps", 12, "--eval-interval", 3) == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    for key in ("model", "optimizers", "batches", "rng", "vocab", "digest"):
+    for key in ("model", "optimizers", "batches", "processes", "vocab", "digest"):
         assert same(whole[key], parts[key]), key
     assert whole["progress"]["step"] == parts["progress"]["step"] == 12
     assert whole["progress"]["best_loss"] == parts["progress"]["best_loss"]
@@ -663,7 +664,7 @@ def test_a_model_of_ones_own_is_served_like_the_others(tmp_path, corpus, monkeyp
         assert run(*common, "-o", folder, "--max-steps", 50, "--decay-steps", 100) == 0
         assert run("-o", folder, "--preset", "own", "--resume", "--max-steps", 100) == 0
         a, b = weights(tmp_path / "whole"), weights(folder)
-        for key in ("model", "optimizers", "batches", "rng", "vocab", "digest"):
+        for key in ("model", "optimizers", "batches", "processes", "vocab", "digest"):
             assert same(a[key], b[key]), key
         best = b["progress"]["best_loss"]
         assert best < math.log(len(b["vocab"])) - 1
@@ -765,7 +766,7 @@ for argv in {runs!r}:
     assert np.allclose([row[2:4] for row in a[1:]], [row[2:4] for row in b[1:]], atol=1e-5)
 
     a, b = (weights(tmp_path / name) for name in ("whole", "parts"))
-    for part in ("model", "optimizers", "batches", "rng", "processes"):
+    for part in ("model", "optimizers", "batches", "processes"):
         assert same(a[part], b[part]), part
     whole, parts = ({row[0]: row[2:] for row in checkpoint["progress"]["history"]} for checkpoint in (a, b))
     assert list(whole) == [0, 5, 10, 12] and list(parts) == [0, 5, 7, 10, 12]

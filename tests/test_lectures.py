@@ -383,10 +383,14 @@ def test_update_meter_measures_the_step(names):
 
 
 def test_dead_neurons_are_counted():
-    output = torch.full((10, 4), 0.5)
-    output[:, 0], output[:5, 1] = 1.0, -1.0  # the first is flat for all, the second for half
-    row = makemore.LayerRow("", "Tanh", output, torch.zeros(10, 4))
-    assert row.dead == 0.25 and row.saturated == 0.375
+    before = torch.full((10, 4), 0.5)
+    before[:, 0], before[:5, 1] = 9.0, -9.0  # the first is flat for all, the second for half
+    model = torch.nn.Sequential(makemore.Linear(4, 4), torch.nn.Tanh())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(4)), model[0].bias.zero_()
+    loss, (linear, tanh) = makemore.inspect_layers(model, before, torch.zeros(10, dtype=torch.long))
+    assert (tanh.kind, tanh.dead, tanh.saturated, tanh.weight) == ("Tanh", 0.25, 0.375, None) and loss > 0
+    assert linear.weight_grad.shape == (4, 4) and torch.equal(tanh.output, before.tanh())
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -378,7 +378,7 @@ def test_without_a_folder_nothing_is_written_and_nothing_said(module, capsys):
 def test_verbose_says_what_the_command_line_says(module, capsys):
     train(module, max_steps=4, work_dir="kept", verbose=True)
     out, err = capsys.readouterr()
-    assert err == "" and re.search(r"^step 0/4 .*\nstep 1/4 ", out, re.MULTILINE)
+    assert err == "" and re.search(r"^step 0/4 .*\n .*\nstep 1/4 ", out, re.MULTILINE)
     module.load("kept", verbose=True).score(NAMES if module is makemore else "The")
     assert capsys.readouterr() == ("", "")
 
@@ -921,11 +921,11 @@ def sketch(write):
     """What takes the place of `drawing`: a hundred times as fast, and the file is what was drawn, in words."""
 
     @contextlib.contextmanager
-    def drawing(path, rows=1, columns=1, size=None):
+    def drawing(path, run, rows=1, columns=1, size=None):
         calls = []
         pens = [Pen(calls, str(i)) for i in range(rows * columns)]
         yield pens[0] if len(pens) == 1 else pens
-        write(path, json.dumps(calls, default=lambda x: np.asarray(x).tolist()))
+        write(path, json.dumps(calls, default=lambda x: np.asarray(x).tolist() if hasattr(x, "__array__") else type(x).__name__))
 
     return drawing
 
@@ -936,7 +936,7 @@ CHANGED = dict(  # values that differ from every default, and from TINY's
     weight_decay=50.0, schedule="step", warmup_steps=50, decay_steps=3, grad_clip=1e-6, eval_interval=1, seed=5,
     num_samples=7, temperature=0, top_k=1, top_p=0.01, work_dir="other", device="cuda", threads=2,
     input_file="other.txt",
-    resume=True, sample_only=True, eval="other.txt",
+    quiet=True, patience=1, resume=True, sample_only=True, eval="other.txt",
 )
 CHANGED = {
     makemore: dict(
@@ -946,7 +946,7 @@ CHANGED = {
     ),
     gpt: dict(
         **CHANGED, block_size=20, preset="gpt2", lookback=2, positions="learned", norm="layer", activation="gelu",
-        tied=True, optimizer="adamw", patience=1, grad_accum=2, max_new_tokens=5, prompt="Th", dtype="bfloat16",
+        tied=True, optimizer="adamw", grad_accum=2, max_new_tokens=5, prompt="Th", dtype="bfloat16",
         compile="on", eval_chars=50, init_from="mini/other.pt", attention="The sun",
     ),
 }

@@ -809,10 +809,6 @@ def test_a_good_checkpoint_of_every_kind_says_the_same_and_goes_on(trainer, kind
     wanted = answers(trainer.train(data, work_dir=tmp_path, **given))
     run = trainer.load(tmp_path)
     assert same(answers(run), wanted) and run.train(max_steps=3).progress.step == (3 if kind != "ngram" else 0)
-    for name in ("model.pt", "last.pt"):  # as the version before wrote it
-        good = load(tmp_path / name)
-        torch.save({k: v for k, v in good.items() if k not in ("file", "losses", "processes")}, tmp_path / name)
-    assert trainer.load(tmp_path).train(max_steps=4).progress.step == (4 if kind != "ngram" else 0)
 
 
 @pytest.mark.parametrize("place, value", [("members", []), ("members", 5), ("members", DROP), ("model.*", filled(NAN))])
@@ -877,7 +873,7 @@ def test_a_kill_between_any_two_files_loses_no_row(trainer, run, data, tmp_path,
     given, replace = dict(max_steps=2, eval_interval=2), os.replace
     assert run(trainer, *training(trainer, data, tmp_path / "whole", **given)).status == 0
     wanted, last = log_of(tmp_path / "whole"), load(tmp_path / "whole/last.pt")
-    for moment in itertools.count(4):
+    for moment in itertools.count(5):  # from where a first last.pt is there
         writes, out = itertools.count(), tmp_path / str(moment)
 
         def replace_or_die(*args, writes=writes, moment=moment):
@@ -894,7 +890,7 @@ def test_a_kill_between_any_two_files_loses_no_row(trainer, run, data, tmp_path,
                 pass
         assert run(trainer, "-o", out, "--resume")[::2] == (0, "")
         assert log_of(out) == wanted and same(load(out / "last.pt")["model"], last["model"]), moment
-    assert moment >= 6
+    assert moment >= 7
 
 
 # ----------------------------------------------------------------------------------------------------------------------
