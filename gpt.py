@@ -1404,24 +1404,20 @@ def locked(folder):
 def set_aside(run, folder):
     """Move what an earlier run left in the folder to previous/ inside it, in place of the one before that.
 
-    A run that was killed in its first save, before it wrote last.pt, does not take the place of one that was not.
+    last.pt is moved first and model.pt last, so a last.pt in previous/ alone tells of a kill: in these moves, which
+    then go on, or in the first save of a run, which does not take the place of one that was whole.
     """
-    stage, previous, files = folder / ".previous", folder / "previous", FILES + ("input.txt",) * bool(run.source)
+    previous, files = folder / "previous", [name for name in FILES if run.source or name != "input.txt"]
     killed = (previous / "last.pt").exists() and not (folder / "last.pt").exists()
-    if not (begun := stage.exists()) and (killed or not any((folder / name).exists() for name in files)):
+    if (killed and (previous / "model.pt").exists()) or not any((folder / name).exists() for name in files):
         return
-    stage.mkdir(exist_ok=True)  # a kill from here on costs nothing: the next run goes on
+    previous.mkdir(exist_ok=True)
+    for name in () if killed else reversed(files):
+        (previous / name).unlink(missing_ok=True)
     for name in files:
         held = [] if name.endswith(".pt") else [PermissionError]  # on Windows, a log that somebody looks at stays
         with contextlib.suppress(FileNotFoundError, *held):
-            move(folder / name, stage / name)
-    previous.mkdir(exist_ok=True)
-    for name in () if begun else files:
-        with contextlib.suppress(OSError):
-            (previous / name).unlink()
-    for path in stage.iterdir():
-        move(path, previous / path.name)
-    stage.rmdir()
+            move(folder / name, previous / name)
     with contextlib.suppress(OSError):  # an output that is closed or full is told later, as no fault of the folder
         run.console.say(f"what an earlier run left in {folder} is now in {previous}")
 
@@ -1444,7 +1440,7 @@ def write_csv(path, columns, rows):
 # ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints: plain dicts, complete in themselves
 
-FILES = ("last.pt", "log.csv", "samples.txt", "loss.png", "attention.png", "model.pt")  # what a run leaves
+FILES = ("last.pt", "input.txt", "log.csv", "samples.txt", "loss.png", "attention.png", "model.pt")  # what a run leaves
 LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
 
 

@@ -273,13 +273,15 @@ def test_a_single_text_is_written_bare_and_several_are_numbered(capsys):
 
 @both
 def test_a_run_that_was_killed_while_it_moved_what_was_there_is_in_nobodys_way(module, tmp_path):
+    previous = tmp_path / "previous"
     for step in (1, 2):
         train(module, max_steps=step, work_dir=tmp_path)
         if step == 1:
-            (tmp_path / ".previous").mkdir()
-            (tmp_path / "log.csv").rename(tmp_path / ".previous/log.csv")
-    assert {"log.csv", "model.pt"} <= {path.name for path in (tmp_path / "previous").iterdir()}
-    assert not (tmp_path / ".previous").exists() and module.load(tmp_path, "last.pt").progress.step == 2
+            previous.mkdir()
+            (tmp_path / "last.pt").rename(previous / "last.pt")
+    assert {"last.pt", "log.csv", "model.pt"} <= {path.name for path in previous.iterdir()}
+    for name in ("last.pt", "model.pt"):
+        assert module.load(previous, name).config.max_steps == 1 and module.load(tmp_path, name).config.max_steps == 2
 
 
 def test_every_line_of_a_short_file_is_told_once(tmp_path, cli):
