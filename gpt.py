@@ -629,8 +629,7 @@ class Run:
         train_loss = self.processes.sum(self.console.stop_clock())[0] / self.processes.size
         val_loss = self.evaluate("val")
         check_finite(self, val_loss)
-        if improved := val_loss < p.best_loss:
-            p.best_loss, p.best_step = val_loss, p.step
+        improved = val_loss < p.best_loss
         rate = learning_rate(p.step, self.config, self.horizon)
         p.history.append([p.step, round(p.seconds, 3), train_loss, val_loss, rate])
         p.samples.append(glimpse(self))
@@ -1450,10 +1449,11 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0  # spent training, evaluation not counted
-    best_loss: float = math.inf  # on the held-out part
-    best_step: int = 0
     history: list = field(default_factory=list)  # the rows of log.csv
     samples: list = field(default_factory=list)  # what it wrote then
+
+    best_loss = property(lambda self: min((row[3] for row in self.history), default=math.inf))  # on the held-out part
+    best_step = property(lambda self: min(self.history, key=lambda row: row[3], default=[0])[0])
 
 
 PATTERN = dict(  # what `snapshot` makes, see `compare`
@@ -1516,7 +1516,7 @@ def keep(run, best):
             write_atomic(run.folder / "input.txt", [run.source])
         with optional():
             write_csv(run.folder / "log.csv", LOG_COLUMNS, p.history)
-            samples = ([row[0], f"{row[3]:.4f}", text] for row, text in zip(p.history, p.samples, strict=False))
+            samples = ([row[0], f"{row[3]:.4f}", text] for row, text in zip(p.history, p.samples, strict=True))
             write_csv(run.folder / "samples.txt", ("step", LOG_COLUMNS[3], "sample"), samples)
         write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
 
@@ -1601,11 +1601,10 @@ def judged(checkpoint):
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
-    history = [[0, 0.0, 0.0, math.inf, 0.0], *progress["history"]]  # before the first row, any loss is better
-    numbers = all([type(x) in (int, float) for x in row] == [True] * 5 for row in history)
-    best = min(history, key=lambda row: row[3]) if numbers else ()
-    stands = [progress[name] for name in ("step", "best_loss", "best_step")]
-    if not (in_order and best and stands == [history[-1][0], best[3], best[0]]):
+    history = [[0] * 5, *progress["history"]]
+    numbers = all([type(x) in (int, float) for x in row] == [True] * 5 and 0 <= row[3] < math.inf for row in history)
+    stands = progress["step"], len(progress["samples"]) + 1
+    if not (in_order and numbers and stands == (history[-1][0], len(history))):
         raise ValueError("its parts contradict each other")
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")

@@ -567,7 +567,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, corpus, preset):
     for key in ("model", "optimizers", "batches", "processes", "vocab", "digest"):
         assert same(whole[key], parts[key]), key
     assert whole["progress"]["step"] == parts["progress"]["step"] == 12
-    assert whole["progress"]["best_loss"] == parts["progress"]["best_loss"]
+    assert gpt.Progress(**whole["progress"]).best_loss == gpt.Progress(**parts["progress"]).best_loss
 
 
 def test_a_resumed_run_computes_as_it_began(tmp_path, corpus):
@@ -597,15 +597,15 @@ def test_accumulation_does_not_change_the_losses(tmp_path, corpus):
 
 def test_bfloat16_trains_on_a_processor_too(tmp_path, corpus):
     assert run("-i", corpus, "-o", tmp_path / "o", "--dtype", "bfloat16", "--max-steps", 30, "--decay-steps", 30) == 0
-    assert weights(tmp_path / "o")["progress"]["best_loss"] < 2.5
+    assert gpt.Progress(**weights(tmp_path / "o")["progress"]).best_loss < 2.5
     assert all(p.dtype == torch.float32 for p in weights(tmp_path / "o")["model"].values())
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path, corpus):
     args = ("--max-steps", 50, "--learning-rate", 0, "--eval-interval", 2, "--patience", 3)
     assert run("-i", corpus, "-o", tmp_path / "o", *args) == 0
-    progress = weights(tmp_path / "o")["progress"]
-    assert (progress["step"], progress["best_step"]) == (6, 0)
+    progress = gpt.Progress(**weights(tmp_path / "o")["progress"])
+    assert (progress.step, progress.best_step) == (6, 0)
 
 
 def test_compile_that_fails_is_told_and_done_without(tmp_path, corpus, monkeypatch, capsys):
@@ -666,7 +666,7 @@ def test_a_model_of_ones_own_is_served_like_the_others(tmp_path, corpus, monkeyp
         a, b = weights(tmp_path / "whole"), weights(folder)
         for key in ("model", "optimizers", "batches", "processes", "vocab", "digest"):
             assert same(a[key], b[key]), key
-        best = b["progress"]["best_loss"]
+        best = gpt.Progress(**b["progress"]).best_loss
         assert best < math.log(len(b["vocab"])) - 1
         assert run(*common, "-o", tmp_path / "tuned", "--init-from", folder / "model.pt", "--max-steps", 2) == 0
         assert weights(tmp_path / "tuned")["progress"]["history"][0][3] == pytest.approx(best, abs=1e-5)

@@ -803,7 +803,8 @@ def test_a_model_of_ones_own(module, tmp_path, monkeypatch, sketched, capsys):
         assert same_state("out", "whole") and same_state("out", "whole", "model.pt")
         last = re.compile(r"^final: train \d\.\d{4} .*$", re.MULTILINE)
         assert last.search(resumed)[0] == last.search(whole)[0]
-        assert checkpoint("out")["progress"]["best_loss"] < checkpoint("out")["progress"]["history"][0][3]
+        progress = module.Progress(**checkpoint("out")["progress"])
+        assert progress.best_loss < progress.history[0][3]
 
         samples = call("-o", "out", "--sample-only", "--prefix", "a", *brief)
         if module is makemore:
@@ -1065,7 +1066,8 @@ def does(tmp_path_factory):
             content = held[path.removeprefix(place)] = disk.pop(path)
             if path.endswith(".pt"):
                 rows = [row[:1] + row[2:] for row in content["progress"]["history"]]  # without the seconds
-                held[path.removeprefix(place)] = content["model"], rows, content["progress"]["best_step"]
+                best_step = module.Progress(**content["progress"]).best_step
+                held[path.removeprefix(place)] = content["model"], rows, best_step
             elif path.endswith("log.csv"):
                 held[path.removeprefix(place)] = None  # has seconds, and nothing else that is new
         out = re.sub(rf" +[\d.]+ ms/step.*|{place[:-1]}[/\\]", "", out.getvalue())

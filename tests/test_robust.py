@@ -620,6 +620,11 @@ def double(tensor):
     return tensor.double()
 
 
+def lost(loss):
+    """A change of a history: another loss on the held-out part, in the first row."""
+    return lambda rows: [[*rows[0][:3], loss, rows[0][4]], *rows[1:]]
+
+
 DROP, NAN = object(), math.nan
 EDITS = [  # place, values; what makes no sense at all is in the tests of each trainer
     ("config.kind", ["mixture", "mixture"]),
@@ -640,10 +645,10 @@ EDITS = [  # place, values; what makes no sense at all is in the tests of each t
     ("digest", [5, None]),
     ("progress", [{}]),
     ("progress.step", [-1, "x", 2.5, None, NAN, DROP]),
-    ("progress.best_step", [-1, "x"]),
-    ("progress.best_loss", ["x", None]),
+    ("progress.samples", [[], "x"]),
     ("progress.seconds", ["x"]),
     ("progress.history", [[1], [[0, 0.0]], [["a"] * 5], "x", [{}], None, DROP]),
+    ("progress.history", [lambda rows: rows[1:], lambda rows: rows[:-1], lost(NAN), lost(-1.0), lost("x")]),
     ("model.*", [filled(NAN), filled(math.inf), filled(-math.inf), double, lambda t: t.to(torch.complex64)]),
 ]
 HARMLESS = ("file", "config.input_file")  # there are other places to look
