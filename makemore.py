@@ -1694,8 +1694,8 @@ def read_chunks(path):
 def places(checkpoint, config, given):
     """Where the text of a checkpoint may be: as named now, where it was when it was trained on, or in the folder."""
     kept = str(Path(config.work_dir) / "input.txt")
-    paths = [given["input_file"]] if "input_file" in given else [config.input_file, checkpoint.get("file"), kept]
-    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path and isinstance(path, str)))
+    paths = [given["input_file"]] if "input_file" in given else [config.input_file, checkpoint["file"], kept]
+    return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
 
 
 def gone(paths):
@@ -1866,8 +1866,8 @@ class Progress:
 
 
 PATTERN = dict(  # what `snapshot` makes, see `compare`
-    config={"type": ""}, progress=asdict(Progress()), vocab="", longest=0, digest="", model={},
-    optimizer={}, batches=torch.Generator().get_state(), rng=torch.get_rng_state(),
+    config={"type": "", "input_file": ""}, progress=asdict(Progress()), vocab="", longest=0, digest="", file="",
+    model={}, optimizer={}, batches=torch.Generator().get_state(), rng=torch.get_rng_state(),
 )  # fmt: skip
 
 
@@ -1894,7 +1894,7 @@ def restore(run, checkpoint):
         if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         run.progress = Progress(**checkpoint["progress"])
-        losses = checkpoint.get("losses", torch.zeros(0))
+        losses = checkpoint["losses"]
         compare("the losses", losses, torch.zeros(len(losses)))
         return losses.to(run.device).unbind() if run.progress.step % run.interval else ()  # stopped between two rows
 
@@ -2005,14 +2005,12 @@ def judged(checkpoint):
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
     Config(**saved)  # raises TypeError where a setting is not known
-    if lacks := uses(saved[KIND]) - saved.keys():
+    used = uses(saved[KIND]) - {"input_file"}  # which is "" where there was no file, as no flag can say
+    if lacks := [n for n in used if saved.get(n) is None]:
         raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
-    empty = {n: "" for n, f in SETTINGS.items() if f.type is str and saved.get(n) == ""}  # no flag can say so, nor None
-    given = {n: saved[n] for n in uses(saved[KIND]) - empty.keys() if saved[n] != SETTINGS[n].default}
-    given = {n: "None" if value is None else value for n, value in given.items()}
-    row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
+    given = {n: saved[n] for n in used if saved[n] != SETTINGS[n].default}
     try:
-        return Config(**{**row, **empty, **check_settings(given, modes=(*MODES, "diagnose"))})
+        return Config(input_file=saved["input_file"], **check_settings(given, modes=(*MODES, "diagnose")))
     except UserError as e:
         raise UserError(f"the settings in the checkpoint are not valid: {e}") from None
 

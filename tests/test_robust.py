@@ -816,6 +816,21 @@ def test_a_good_checkpoint_of_every_kind_says_the_same_and_goes_on(trainer, kind
     assert same(answers(run), wanted) and run.train(max_steps=3).progress.step == (3 if kind != "ngram" else 0)
 
 
+USUAL = [
+    (makemore, "mlp", "learning_rate", 1e-3),
+    (gpt, "mini", "block_size", 64),
+    (gpt, "gpt2", "learning_rate", 0.03),
+]
+
+
+@pytest.mark.parametrize("trainer, kind, name, value", USUAL, ids=lambda x: str(getattr(x, "__name__", x)))
+def test_a_setting_that_is_usual_but_not_for_its_kind_is_kept(trainer, kind, name, value, data, tmp_path):
+    assert value == trainer.SETTINGS[name].default != trainer.ROWS[kind].defaults[name]
+    sizes = {n: v for n, v in SMALL.items() if n in trainer.uses(kind)}
+    trainer.train(data, work_dir=tmp_path, **{**sizes, KIND[trainer]: kind, name: value}, max_steps=0, device="cpu")
+    assert getattr(trainer.load(tmp_path).config, name) == value
+
+
 @pytest.mark.parametrize("place, value", [("members", []), ("members", 5), ("members", DROP), ("model.*", filled(NAN))])
 def test_a_good_mixture_says_the_same_and_an_edited_one_is_refused(place, value, run, refused, data, tmp_path):
     for kind in ("bigram", "ngram"):
