@@ -884,6 +884,14 @@ def test_the_rows_of_an_interrupted_run_are_those_of_a_whole_one(trainer, run, i
     assert {step: parts[step] for step in whole} == whole
 
 
+def test_plain_gradient_descent_which_keeps_no_state_goes_on(data, tmp_path):
+    given = dict(type="mlp", optimizer="sgd", n_embd=4, n_embd2=8, batch_size=4, decay_steps=4, device="cpu")
+    whole = makemore.train(data, max_steps=4, **given)
+    makemore.train(data, work_dir=tmp_path, max_steps=2, **given)
+    parts = makemore.load(tmp_path, "last.pt").train(max_steps=4)
+    assert parts.progress.step == 4 and same(parts.model.state_dict(), whole.model.state_dict())
+
+
 class Killed(BaseException):
     """SIGKILL as the files see it: nobody tidies up."""
 
