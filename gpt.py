@@ -1682,7 +1682,6 @@ class Processes:
             words = ", ".join(f"{name}={value}" for name, value in given.items())
             raise UserError(f"{words} make no sense: torchrun sets these, without it they have to be unset")
         self.rank, self.local_rank, self.size = map(int, given.values())
-        self.device = torch.device("cpu")
 
     def open(self, device):
         if self.size > 1 and not dist.is_initialized():
@@ -1692,18 +1691,10 @@ class Processes:
             dist.init_process_group("nccl" if nccl else "gloo")
             atexit.register(dist.destroy_process_group)
             atexit.register(gc.collect)  # runs before: what still refers to the group must go first
-        self.device = device
 
     def gradients(self, net, shared):
         """While it lasts, backward leaves gradients to be added up among all processes, or not yet."""
         return contextlib.nullcontext() if shared or self.size == 1 else net.no_sync()
-
-    def gather(self, values, op):
-        if self.size == 1:
-            return values
-        values = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(values, op)
-        return values.tolist()
 
     def everyone(self, value):
         """The values of all processes, a list by rank."""
@@ -1716,14 +1707,11 @@ class Processes:
         """Whether the run has got a signal: all processes stop, or none."""
         if self.size > 1 and run.progress.step % 10:
             return False  # to ask the others takes time
-        run.stop.signum = int(self.max(run.stop.signum))
+        run.stop.signum = max(self.everyone(run.stop.signum))
         return bool(run.stop.signum)
 
     def sum(self, *values):
-        return self.gather(values, dist.ReduceOp.SUM)
-
-    def max(self, value):
-        return self.gather([value], dist.ReduceOp.MAX)[0]
+        return [sum(column) for column in zip(*self.everyone(values), strict=True)]
 
 
 @dataclass(frozen=True)
