@@ -1144,10 +1144,7 @@ def read_chunks(path):
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 
 
-def check_alphabet(name, chars):
-    """Raise UserError where a text has so many distinct characters that a row for each would take all memory."""
-    if len(chars) > MAX_CHARS:
-        raise UserError(f"{name} has {len(chars):,} distinct characters, the limit is {MAX_CHARS:,}: is it text?")
+
 
 
 def places(checkpoint, config, given):
@@ -1193,9 +1190,8 @@ def survey(path, tokens_path, more_chars=""):
             ascii_seen += bytes(set(text.encode().translate(None, ascii_seen)))
         else:
             seen[codes_of(text)] = True
-    chars = "".join(map(chr, np.flatnonzero(seen))) + ascii_seen.decode() + more_chars
-    chars = "".join(sorted(set(chars)))
-    check_alphabet(path, chars)
+    chars = {*map(chr, np.flatnonzero(seen)), *ascii_seen.decode(), *more_chars}
+    chars = "".join(sorted(chars))
     dtype = "uint8" if len(chars) <= 256 else "uint16"
     return dict(program="gpt", source=source, chars=chars, dtype=dtype, count=count, more=more_chars)
 
@@ -1265,7 +1261,6 @@ def text_in_memory(path, more_chars="", text=None):
     digest = digest_of(path) if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     text = "".join(read_chunks(path)) if text is None else re.sub("\r\n?", "\n", text)
     vocab = Vocab("".join(sorted(set(text) | set(more_chars))))
-    check_alphabet(path or "the text", vocab.chars)
     return Text(vocab.encode(text), vocab, digest, [os.path.abspath(path)] if path else [])
 
 
@@ -1279,13 +1274,15 @@ def first_with(digest, paths, read):
     raise UserError(f"{gone(paths)}: what this model was trained on is needed")
 
 
-def check_length(config, n):
-    """Raise UserError where a text of n characters is too short for the context."""
-    n1 = int(0.9 * n)
+def check_text(config, n, vocab):
+    """Raise UserError where a text of n characters is too short or has too many kinds; or the prompt has others."""
+    name, n1 = config.input_file or "the text", int(0.9 * n)
+    if len(vocab) > MAX_CHARS:  # a row for each would take all memory
+        raise UserError(f"{name} has {len(vocab):,} distinct characters, the limit is {MAX_CHARS:,}: is it text?")
     if n1 <= config.block_size or n - n1 < 2:
         need = max(20, math.ceil((config.block_size + 1) / 0.9) + 1)
-        needs = f"--block-size {config.block_size} needs {need:,}, or lower it"
-        raise UserError(f"{config.input_file or 'the text'} has {n:,} characters: {needs}")
+        raise UserError(f"{name} has {n:,} characters: --block-size {config.block_size} needs {need:,}, or lower it")
+    read_prompt(config.prompt, vocab)
 
 
 def prepare_text(config, plan, paths, checkpoint=None, text=None):
@@ -1299,15 +1296,11 @@ def prepare_text(config, plan, paths, checkpoint=None, text=None):
     processes.open(plan.device)
     digest = checkpoint["digest"] if config.resume else None
 
-    def check(count, vocab):
-        check_length(config, count)
-        read_prompt(config.prompt, vocab)
-
     def encoded(path):  # a Text that is in the work folder, too
         tokens = Path(config.work_dir) / "tokens.bin"
         head = survey(path, tokens, chars)
         if digest in (None, head["source"]["sha256"]):
-            check(head["count"], Vocab(head["chars"]))
+            check_text(config, head["count"], Vocab(head["chars"]))
             if read_header(tokens)[0] != head:
                 with locked(config.work_dir):
                     encode_file(path, head, tokens)
@@ -1322,7 +1315,7 @@ def prepare_text(config, plan, paths, checkpoint=None, text=None):
         elif now == turn:
             read = partial(text_in_memory, more_chars=chars, text=text)
             data = first_with(digest, paths if text is None else [config.input_file], read)
-            check(len(data.tokens), data.vocab)
+            check_text(config, len(data.tokens), data.vocab)
         processes.sum(0)
     return data
 
@@ -1795,22 +1788,19 @@ def explain_unusable(card, words, version):
 def plan_card(card, free, dtype, compile):
     """What a card that works does best. bfloat16 before 8.0 is emulated, whatever is_bf16_supported says."""
     modern = card.capability >= (8, 0)
-    reasons = [f"{card}, {free:.1f} GB free"]
     chosen = ("bfloat16" if modern else "float32") if dtype == "auto" else dtype
-    if dtype == "auto" and not modern:
-        reasons.append("half precision is emulated, slow or fragile before 8.0")
-    if chosen == "bfloat16" and not modern:
-        reasons.append("warning: bfloat16 is emulated before 8.0, slower than float32")
-    if chosen == "float16" and card.capability < (7, 0):
-        reasons.append("warning: float16 is slow before 7.0")
-    if chosen == "float16" and "GTX 16" in card.name:
-        reasons.append("warning: float16 is known to give NaN on the GTX 16 series")
     if compile == "on" and card.capability < (7, 0):
         raise UserError(f"--compile on: Triton needs a card of 7.0 or newer, not {card}; leave it off")
-    if compile == "auto" and not modern:
-        reasons.append("not compiled before 8.0")
-    compiled = compile == "on" or (compile == "auto" and modern)
-    return Plan(torch.device("cuda", card.index), chosen, compiled, "; ".join(reasons), free)
+    reasons = {
+        f"{card}, {free:.1f} GB free": True,
+        "half precision is emulated, slow or fragile before 8.0": dtype == "auto" and not modern,
+        "warning: bfloat16 is emulated before 8.0, slower than float32": chosen == "bfloat16" and not modern,
+        "warning: float16 is slow before 7.0": chosen == "float16" and card.capability < (7, 0),
+        "warning: float16 is known to give NaN on the GTX 16 series": chosen == "float16" and "GTX 16" in card.name,
+        "not compiled before 8.0": compile == "auto" and not modern,
+    }
+    compiled, why = compile == "on" or (compile == "auto" and modern), "; ".join(w for w, so in reasons.items() if so)
+    return Plan(torch.device("cuda", card.index), chosen, compiled, why, free)
 
 
 def make_plan(settings):
