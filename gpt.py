@@ -845,10 +845,8 @@ def open_run(checkpoint, given, verbose=False, text=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
     with fitting():
         trained, vocab = judged(checkpoint), Vocab(checkpoint["vocab"])
+        compare("the model", checkpoint["model"], sketch(partial(build, trained, len(vocab)), trained, len(vocab)))
     config = configure(given, trained, verbose)
-    with fitting():
-        made = sketch(partial(build, config, len(vocab)), config, len(vocab))
-        compare("the model", checkpoint["model"], made)
     plan, paths = make_plan(asdict(config)), places(checkpoint, config, given)
     if "resume" in given:
         data = prepare_text(config, plan, paths, checkpoint, text)
