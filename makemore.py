@@ -916,7 +916,7 @@ class NGram(WindowModel):
     `strength` added to every count, and nothing between the top level and the uniform one.
     """
 
-    tables = ("contexts", "pairs", "counts", "totals", "kinds", "discounts")  # of each level, see `level`
+    tables = ("contexts", "pairs", "counts")  # of each level; the others follow, see `level`
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -940,14 +940,12 @@ class NGram(WindowModel):
 
     def load_state_dict(self, state):
         self.strength.data = state["strength"]
-        self.levels = [tuple(state[f"{name}{k}"] for name in self.tables) for k in range(len(self.levels))]
         compare("strength", self.strength.data, torch.zeros(len(self.levels), dtype=torch.float64))
-        for contexts, pairs, *tables in self.levels:  # as `level` makes them
-            whole, real = (partial(torch.zeros, dtype=dtype) for dtype in (torch.long, torch.float64))
-            C, P = len(contexts), len(pairs)
-            made = whole(C), whole(P), whole(P), real(C), real(C, 3), real(3)
-            for table, like in zip((contexts, pairs, *tables), made, strict=True):
-                compare("a table", table, like)
+        for k in range(len(self.levels)):
+            contexts, pairs, counts = (state[f"{name}{k}"] for name in self.tables)
+            for table, like in ((contexts, contexts), (pairs, pairs), (counts, pairs)):
+                compare("a table", table, torch.zeros(len(like), dtype=torch.long))
+            self.levels[k] = self.level(contexts, pairs, counts)
 
     def fit(self, train, dev):
         """Count the windows of `train`, then choose the strength on `dev`, level by level, longest context first."""
