@@ -1194,10 +1194,8 @@ def check_backprop(model, x, y):
         d["emb"] = d["embcat"].view_as(emb)
         d["C"] = torch.zeros_like(C).index_add(0, x.flatten(), d["emb"].flatten(0, 1))
 
-    def compare(a, b):
-        return torch.equal(a, b), torch.allclose(a, b), (a - b).abs().max().item()
-
-    return [(name, *compare(d[name], truth[name])) for name in names]
+    pairs = ((name, d[name], truth[name]) for name in names)
+    return [(name, torch.equal(a, b), torch.allclose(a, b), (a - b).abs().max().item()) for name, a, b in pairs]
 
 
 @torch.no_grad()
