@@ -1724,16 +1724,14 @@ def check_lines(lines):
 
 def load_corpus(config, lines=None):
     """What the lines given, or those of config.input_file, hold."""
-    lines = read_lines(config.input_file) if lines is None else lines
+    name, lines = config.input_file or "the list", read_lines(config.input_file) if lines is None else lines
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
     if config.dedup:
         lines = list(dict.fromkeys(lines))
     if len(lines) < 3:
-        name = config.input_file or "the list"
         raise UserError(f"{name} has too few lines, {len(lines)}: train, dev and test need one each")
     vocab = Vocab("".join(sorted(set("".join(lines)))))
     if len(vocab.chars) > MAX_CHARS:
-        name = config.input_file or "the list"
         raise UserError(f"{name} has {len(vocab.chars):,} distinct characters, the limit is {MAX_CHARS:,}: is it text?")
     places = [os.path.abspath(config.input_file)] if config.input_file else []
     return Corpus(vocab, max(map(len, lines)), digest, places, *split_lines(lines))
