@@ -1053,26 +1053,22 @@ def heeded(given, kind, verbose):
     return {name: value for name, value in given.items() if name not in ignored}
 
 
-def refuse_changes(given, trained, reason, free=()):
-    """Raise UserError where a setting contradicts what a model already is."""
-    for name in given.keys() - set(free):
-        if SETTINGS[name].metadata["fixed"] and given[name] != (old := getattr(trained, name)):
-            raise UserError(f"{flag(name)} {given[name]}: {reason} was trained with {old}; leave {flag(name)} out")
-
-
 def configure(given, trained=None, verbose=False):
     """The settings given, on top of those of a trained model or else of the preset's row."""
-    kind, resumed = trained.preset if trained else given["preset"], "resume" in given
+    kind, other = trained.preset if trained else given["preset"], given.get("init_from")
     if not trained and kind not in PRESETS:
         raise UserError(f"--preset {kind} is unknown: choose among {', '.join(PRESETS)}")
     given, defaults = heeded(given, kind, verbose), PRESETS[kind].defaults
-    if trained and "init_from" not in given:  # other samples from the same model are welcome, so the seed is free
-        refuse_changes(given, trained, "the model in this folder", () if resumed else ("seed",))
+    free = {"seed", "optimizer"} if other else set() if "resume" in given else {"seed"}  # other samples are welcome
+    for name in given.keys() - free if trained else ():
+        if SETTINGS[name].metadata["fixed"] and given[name] != (old := getattr(trained, name)):
+            what = other or "the model in this folder"
+            raise UserError(f"{flag(name)} {given[name]}: {what} was trained with {old}; leave {flag(name)} out")
+    if trained and not other:
         lasting = ("data", "model", "training", *["run"] * ("resume" in given))  # what is not said of one run only
         passing = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
         return replace(trained, **{**passing, **given})
     if trained:  # another text: the shape stays, all else is new
-        refuse_changes(given, trained, given["init_from"], ("seed", "optimizer"))
         given = {n: getattr(trained, n) for n, f in SETTINGS.items() if f.metadata["group"] == "model"} | given
     if given.get("optimizer") == "adamw" and defaults.get("optimizer") != "adamw":
         defaults = {**defaults, **ADAMW}

@@ -1616,13 +1616,6 @@ def heeded(given, kind, verbose):
     return {name: value for name, value in given.items() if name not in ignored}
 
 
-def refuse_changes(given, trained, reason, free=()):
-    """Raise UserError where a setting contradicts what a model already is."""
-    for name in given.keys() - set(free):
-        if SETTINGS[name].metadata["fixed"] and given[name] != (old := getattr(trained, name)):
-            raise UserError(f"{flag(name)} {given[name]}: {reason} was trained with {old}; leave {flag(name)} out")
-
-
 def configure(given, trained=None, verbose=False):
     """The settings given, on top of those of a trained model or else of the row of the type."""
     if (given.get("type"), given.get("conv")) == ("wavenet", "dilated"):
@@ -1631,8 +1624,11 @@ def configure(given, trained=None, verbose=False):
     if not trained and kind not in MODELS:
         raise UserError(f"--type {kind} is unknown: choose among {', '.join(MODELS)}")
     given = heeded(given, kind, verbose)
-    if trained:  # other samples from the same model are welcome, so the seed is free
-        refuse_changes(given, trained, "the model in this folder", () if "resume" in given else ("seed",))
+    if trained:
+        for name in given.keys() - (set() if "resume" in given else {"seed"}):  # other samples are welcome
+            if SETTINGS[name].metadata["fixed"] and given[name] != (old := getattr(trained, name)):
+                why = f"the model in this folder was trained with {old}; leave {flag(name)} out"
+                raise UserError(f"{flag(name)} {given[name]}: {why}")
         if bool(given.get("dropout", trained.dropout)) != bool(trained.dropout):
             raise UserError(f"--dropout {given['dropout']}: this model was trained with {trained.dropout}: 0 stays 0")
         lasting = ("data", "model", "training", *["run"] * ("resume" in given))  # what is not said of one run only
