@@ -1424,8 +1424,7 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
             model = Mixture(members, weights["weights"])
         else:
             size = len(data.vocab), data.longest
-            if config.type != "ngram":
-                compare("the model", weights, sketch(lambda: build(config, *size)[0], config, size[0]))
+            compare("the model", weights, sketch(lambda: build(config, *size)[0], config, size[0]))
             with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
                 model, config = build(config, *size)
             model.load_state_dict(weights)
