@@ -921,6 +921,7 @@ class NGram(WindowModel):
     def __init__(self, config, vocab_size):
         super().__init__()
         self.V, self.additive, self.levels = vocab_size, config.smoothing == "additive", [None] * config.n
+        self.mixed = range(config.n)[-1 if self.additive else 0 :]  # the levels that count
         grid = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0] if self.additive else [i / 10 for i in range(5, 16)]
         self.grid = [config.strength] if config.strength else grid
         start = torch.full((config.n,), config.strength or 1.0, dtype=torch.float64)
@@ -964,14 +965,14 @@ class NGram(WindowModel):
                 self.levels[k - 1] = self.level(contexts_below, pairs_below, counts_below)
             self.levels[k], pair_below = self.level(contexts, pairs, counts), pair
         found = self.look_up(*dev.batch(torch.arange(len(dev))))
-        for k in reversed(range(len(self.levels))) if not self.additive else [-1]:
+        for k in reversed(self.mixed):
             losses = {}
             for strength in self.grid:
                 self.strength[k] = strength
                 losses[strength] = -self.mix(found).log().mean().item()
             self.strength[k] = min(losses, key=losses.get)
-        strengths = self.strength[-1 if self.additive else 0 :].tolist()
-        contexts, strengths = " ".join(f"{len(x[0]):,}" for x in self.levels), " ".join(f"{s:.2g}" for s in strengths)
+        contexts = " ".join(f"{len(x[0]):,}" for x in self.levels)
+        strengths = " ".join(f"{self.strength[k]:.2g}" for k in self.mixed)
         return f"contexts of 0, 1, ... characters: {contexts}; strength of smoothing, shortest first: {strengths}"
 
     def level(self, contexts, pairs, counts):
@@ -1006,11 +1007,9 @@ class NGram(WindowModel):
     def mix(self, found):
         """The probabilities (B, Q) of what was looked up."""
         p = torch.full_like(found[0][1], 1, dtype=torch.float64) / self.V
-        for k, (seen, count, total, kinds) in enumerate(found):
-            strength = self.strength[k].cpu()
+        for k in self.mixed:
+            strength, (seen, count, total, kinds) = self.strength[k], found[k]
             if self.additive:
-                if k < len(found) - 1:
-                    continue
                 freed = strength * self.V
                 total, kept = total + freed, count
             else:
