@@ -1184,8 +1184,7 @@ def survey(path, tokens_path, more_chars=""):
             ascii_seen += bytes(set(text.encode().translate(None, ascii_seen)))
         else:
             seen[codes_of(text)] = True
-    chars = {*map(chr, np.flatnonzero(seen)), *ascii_seen.decode(), *more_chars}
-    chars = "".join(sorted(chars))
+    chars = "".join(sorted({*map(chr, np.flatnonzero(seen)), *ascii_seen.decode(), *more_chars}))
     dtype = "uint8" if len(chars) <= 256 else "uint16"
     return dict(program="gpt", source=source, chars=chars, dtype=dtype, count=count, more=more_chars)
 
