@@ -1696,15 +1696,14 @@ def gone(paths):
 
 def read_lines(path):
     """Return the non-empty lines of a file, stripped of surrounding white space."""
-    numbered = [(i, line.strip()) for i, line in enumerate("".join(read_chunks(path)).split("\n"), 1)]
-    lines = [line for _, line in numbered if line]
-    if not lines:
+    lines = [line.strip() for line in "".join(read_chunks(path)).split("\n")]
+    if not any(lines):
         raise UserError(f"{path} is empty: one thing per line is needed")
-    for i, line in numbered:
+    for i, line in enumerate(lines, 1):
         if len(line) > MAX_LINE:
             too_long = f"{path}, line {i} has {len(line):,} characters, the limit is {MAX_LINE:,}"
             raise UserError(f"{too_long}: break it up, or train gpt.py, which is made for running text")
-    return lines
+    return [line for line in lines if line]
 
 
 def check_lines(lines):
