@@ -2285,9 +2285,6 @@ def plot_inside(run, before, rows):
     def shaded(items):
         return zip(items, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(items), endpoint=False)), strict=True)
 
-    def numbers(tensor):
-        return tensor.flatten().float().cpu().numpy()
-
     def spread(tensors):
         stds = [t.std().item() for t in tensors]
         return f"standard deviations {max(stds) / max(min(stds), 1e-30):.1f} × apart"
@@ -2296,8 +2293,8 @@ def plot_inside(run, before, rows):
         with drawing(run.folder / "activations.png", run, columns=2) as (left, right):
             for i, (r, color) in enumerate(shaded(tanhs), 1):
                 label = f"tanh {i}: {100 * r.saturated:.0f} % saturated"
-                left.hist(numbers(r.output), label=label, color=color, **style)
-                right.hist(numbers(r.grad), color=color, **style)
+                left.hist(r.output.flatten().cpu(), label=label, color=color, **style)
+                right.hist(r.grad.flatten().cpu(), color=color, **style)
             left.vlines((-0.97, 0.97), *left.get_ylim(), color=RED, linewidth=0.8, linestyle="--")
             most = f"up to {100 * max(r.saturated for r in tanhs):.0f} % saturated; healthy is under 10 %"
             left.set(title=f"tanh outputs: {most}", xlabel="output", yticks=[])
@@ -2314,7 +2311,7 @@ def plot_inside(run, before, rows):
         matrices = [r for r in rows if r.weight is not None and r.weight.ndim == 2]
         for r, color in shaded(matrices):
             label = f"{r.name} {tuple(r.weight.shape)}: grad:data {r.weight_grad.std() / r.weight.std():.0e}"
-            left.hist(numbers(r.weight_grad), label=label, color=color, log=True, **style)
+            left.hist(r.weight_grad.flatten().cpu(), label=label, color=color, log=True, **style)
         columns = np.reshape(run.meter.rows, (-1, len(run.meter.matrices))).T
         for updates, color in shaded(columns):
             right.plot(updates, color=color, linewidth=0.8)
