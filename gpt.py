@@ -1773,9 +1773,8 @@ def explain_unusable(card, words, version):
         return f"{card}: {words}"
     if card.capability < (5, 0):
         return f"{card} is older than any CUDA that torch still speaks; take --device cpu"
-    return f"torch {version} has no kernels for {card}; " + (
-        INSTALL_LEGACY if card.capability < LAST_LEGACY else "pip install --upgrade torch"
-    )
+    cure = INSTALL_LEGACY if card.capability < LAST_LEGACY else "pip install --upgrade torch"
+    return f"torch {version} has no kernels for {card}; {cure}"
 
 
 def plan_card(card, free, dtype, compile):
