@@ -2071,22 +2071,20 @@ def threads_for(config):
     return config.threads or min(ROWS[getattr(config, KIND)].threads, torch.get_num_threads())
 
 
-class StopOnSignal:
+class StopOnSignal(contextlib.ExitStack):
     """While it lasts, a first Ctrl-C (or TERM) only sets `signum` so that the loop can end in order; a second kills."""
 
+    signum = 0
+
     def __enter__(self):
-        self.signum, self.previous = 0, {}
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self.previous = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+            for s in (signal.SIGINT, signal.SIGTERM):
+                self.callback(signal.signal, s, signal.signal(s, self.note))
         return self
 
     def note(self, signum, frame):
         self.signum = signum
-        self.__exit__()
-
-    def __exit__(self, *exc):
-        for s, handler in self.previous.items():
-            signal.signal(s, handler)
+        self.close()  # what was there before is back
 
 
 def check_finite(run, loss):
