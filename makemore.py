@@ -1322,12 +1322,11 @@ class UpdateMeter:
         self.matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
         self.rows, self.previous = [], [p.detach().clone() for p in self.matrices.values()]
 
-    @torch.no_grad()
     def __call__(self):
-        pairs = list(zip(self.matrices.values(), self.previous, strict=True))
+        now = [p.detach().clone() for p in self.matrices.values()]
+        pairs = zip(now, self.previous, strict=True)
         self.rows.append([((p - old).std() / p.std()).clamp(min=1e-9).log10().item() for p, old in pairs])
-        for p, old in pairs:
-            old.copy_(p)
+        self.previous = now
 
 
 # ----------------------------------------------------------------------------------------------------------------------
