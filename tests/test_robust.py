@@ -921,6 +921,44 @@ def test_a_kill_between_any_two_files_loses_no_row(trainer, run, data, tmp_path,
     assert moment >= 7
 
 
+@both
+def test_a_kill_while_an_earlier_run_is_moved_loses_nothing_of_it(
+    trainer, run, finished, data, other, tmp_path, monkeypatch
+):
+    """Before each file that is moved or removed; what stood in previous/ before that is gone, as it should be."""
+    start, brief = tmp_path / "start", dict(max_steps=1, eval_interval=1)
+    shutil.copytree(finished(trainer), start)
+    assert run(trainer, *training(trainer, other, start / "previous", **brief, seed=5)).status == 0
+    earlier = {name: (start / name).read_bytes() for name in ("model.pt", "last.pt")}
+    for moment in itertools.count():
+        folder, changes = shutil.copytree(start, tmp_path / str(moment)), itertools.count()
+
+        def or_die(change, moment=moment, changes=changes):
+            def changed(*args, **given):
+                if next(changes) == moment:
+                    raise Killed
+                return change(*args, **given)
+
+            return changed
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "unlink"):
+                patch.setattr(os, name, or_die(getattr(os, name)))
+            try:
+                assert run(trainer, *training(trainer, data, folder, **brief, seed=6)).status == 0
+                break  # there is no such moment
+            except Killed:
+                pass
+        places = folder, folder / "previous"
+        for name, raw in earlier.items():
+            assert raw in [path.read_bytes() for path in (place / name for place in places) if path.exists()], moment
+        kept = {name: path.read_bytes() for name in earlier if (path := folder / name).exists()}
+        assert run(trainer, *training(trainer, data, folder, **brief, seed=7)).status == 0
+        for name, raw in (kept if "last.pt" in kept else earlier).items():
+            assert (folder / "previous" / name).read_bytes() == raw, moment
+    assert moment >= 10
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The result first, the picture second
 
