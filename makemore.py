@@ -1994,9 +1994,11 @@ def judged(checkpoint):
     used = uses(saved[KIND]) - {"input_file"}  # which is "" where there was no file, as no flag can say
     if lacks := [n for n in used if saved.get(n) is None]:
         raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
-    given = {n: saved[n] for n in used if saved[n] != SETTINGS[n].default}
+    row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
+    given = {n: saved[n] for n in used if n in row or saved[n] != SETTINGS[n].default}
     try:
-        return Config(input_file=saved["input_file"], **check_settings(given, modes=(*MODES, "diagnose")))
+        given = check_settings(given, modes=(*MODES, "diagnose"))
+        return Config(**{**row, **given, "input_file": saved["input_file"]})
     except UserError as e:
         raise UserError(f"the settings in the checkpoint are not valid: {e}") from None
 
