@@ -26,6 +26,7 @@ import copy
 import csv
 import gc
 import hashlib
+import html
 import io
 import json
 import math
@@ -110,6 +111,7 @@ class Config:
     temperature: float = setting("sampling", 0.8, "below 1 tamer than the model, above 1 wilder; 0: the likeliest")
     top_k: int = setting("sampling", 0, "choose among the k likeliest characters only (0: all)", low=-1)
     top_p: float = setting("sampling", 1.0, "choose among the likeliest that make up this probability", high=1)
+    stop: str = setting("sampling", "", "end a text with this, where it comes", what="TEXT")
     prompt: str = setting("sampling", "", "text to go on from, or FILE:path to read it", "--prefix", what="TEXT")
 
     work_dir: str = setting("run", "", "folder for checkpoints, log and figures [out]", "-o", what="FOLDER")
@@ -122,6 +124,7 @@ class Config:
     init_from: str = setting("mode", "", "begin with the weights of this model.pt", what="FILE")
     sample_only: bool = setting("mode", False, "write from model.pt in the work folder")
     eval: str = setting("mode", "", "score this file with model.pt in the work folder", what="FILE")
+    interactive: bool = setting("mode", False, "type beginnings, and model.pt goes on from each")
     attention: str = setting("mode", "", "draw where the heads of model.pt look while they read this", what="TEXT")
 # fmt: on
 
@@ -529,49 +532,47 @@ class Run:
 
     def evaluate(self, part="val", text=None):
         """The mean loss over a part ("train" or "val") in nats per character; config.eval_chars of them, 0: all."""
-        losses = [(x.item(), n) for x, n in self.losses(text or text_of(self), part, self.config.eval_chars, "sum")]
+        text, add = text or text_of(self), partial(cross_entropy, reduction="sum")
+        losses = [(x.item(), n) for x, n in self.losses(text, part, self.config.eval_chars, add)]
         total, count = self.processes.sum(sum(x for x, _ in losses), sum(n for _, n in losses))
         return total / count
 
     def score(self, text):
         """The loss in nats of each character after the first, an array (T - 1,), in windows of block_size."""
-        losses = self.losses(Text(self.vocab.encode(text), self.vocab), "all", 0, "none")
-        return torch.cat([loss for loss, _ in losses]).float().cpu().numpy()
+        text, each = Text(self.vocab.encode(text), self.vocab), partial(cross_entropy, reduction="none")
+        return torch.cat([loss for loss, _ in self.losses(text, "all", 0, each)]).float().cpu().numpy()
 
-    def losses(self, text, part, limit, reduction):
-        """Yield the loss of every batch of windows and its number of characters; each process takes its share."""
+    def losses(self, text, part, limit, measure):
+        """Yield measure(logits, targets) of every batch of windows and its size; each process takes its share."""
 
         def loss_of(starts, length):
             x, y = text.batch(starts, length, self.device)
             with inference(self.model), self.plan.autocast():
-                return cross_entropy(self.model(x), y, reduction=reduction), y.numel()
+                return measure(self.model(x), y), y.numel()
 
         batches = windows(*part_of(text, part), self.config.block_size, limit)
         for starts, length in list(batches)[self.processes.rank :: self.processes.size]:
             yield from in_memory(loss_of, starts, length)
 
     def stream(self, prompt=None, max_new_tokens=None, **settings):
-        """Yield the prompt, then a character at a time. Settings: temperature, top_k, top_p, seed; else as `config`."""
-        c, prompt, tokens = self.wishes(prompt=prompt, max_new_tokens=max_new_tokens, **settings)
+        """Yield the prompt, then a character at a time. Settings: those of sampling and the seed; else as `config`."""
+        c, prompt, tokens = wishes(self, prompt, max_new_tokens, **settings)
+        text = ""
         yield prompt
         for token in continuation(self.model, tokens[None], c):
-            yield self.vocab.decode(token)
+            yield (char := self.vocab.decode(token))
+            if (text := text + char).endswith(c.stop or "\0"):
+                return
 
     def generate(self, prompt=None, max_new_tokens=None, num_samples=None, **settings):
         """The prompt and what follows as a string; with num_samples, a list of so many. Settings as for `stream`."""
         if num_samples is None:
             return "".join(self.stream(prompt, max_new_tokens, **settings))
-        given = dict(prompt=prompt, max_new_tokens=max_new_tokens, num_samples=num_samples)
-        c, prompt, tokens = self.wishes(**given, **settings)
+        c, prompt, tokens = wishes(self, prompt, max_new_tokens, num_samples=num_samples, **settings)
         idx = tokens.expand(c.num_samples, -1)
         rows = torch.stack([idx[:, 0], *continuation(self.model, idx, c)], 1)[:, 1:] if c.num_samples else idx
-        return [prompt + self.vocab.decode(row) for row in rows.tolist()]
-
-    def wishes(self, prompt, max_new_tokens, num_samples=None, temperature=None, top_k=None, top_p=None, seed=None):
-        """The config with these settings, the prompt that it names, and that as tokens (T,)."""
-        given = {name: value for name, value in locals().items() if name != "self"}
-        c = replace(self.config, **check_settings(given))
-        return c, *read_prompt(c.prompt, self.vocab)
+        texts = [self.vocab.decode(row) for row in rows.tolist()]
+        return [prompt + "".join(text.partition(c.stop or "\0")[:2]) for text in texts]
 
     def attention(self, text):
         """The attention weights while reading a text, an array (n_layer, n_head, T, T); row t is where t looks."""
@@ -818,10 +819,7 @@ def start_run(given, verbose=False, text=None):
         checkpoint = load_checkpoint(given.get("init_from") or Path(given.get("work_dir", "")) / MODES[mode].opens)
         if mode != "init_from":
             return open_run(checkpoint, {"eval_chars": 0, **given} if mode == "eval" else given, verbose, text)
-        with fitting():
-            trained = judged(checkpoint)
-            size = len(checkpoint["vocab"])
-            compare("the model", checkpoint["model"], sketch(partial(build, trained, size), trained, size))
+        trained = open_run(checkpoint, {}).config
     plan = make_plan(given)
     if not trained and given.get("preset", "auto") == "auto":
         given = {**given, "preset": "baby" if plan.device.type == "cuda" else "mini"}
@@ -831,12 +829,13 @@ def start_run(given, verbose=False, text=None):
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
     data = prepare_text(config, plan, [config.input_file], checkpoint, text)
     sketch(partial(build, config, len(data.vocab)), config, len(data.vocab))
-    model = build(config, len(data.vocab))
-    run = Run(config, data, model, plan, verbose)
+    run = Run(config, data, build(config, len(data.vocab)), plan, verbose)
     if text is not None and run.folder:
-        run.source = source_of(run.folder, text)
+        run.source, path = text.encode("utf-8", "surrogatepass"), run.folder / "input.txt"
+        if path.exists() and path.read_bytes() != run.source and not (run.folder / "model.pt").exists():
+            raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
     with fitting():
-        run.new_chars = transfer(model, checkpoint, data.vocab.chars) if checkpoint else ""
+        run.new_chars = transfer(run.model, checkpoint, data.vocab.chars) if checkpoint else ""
     torch.manual_seed(config.seed + plan.processes.rank)  # dropout differs from process to process
     return run
 
@@ -882,10 +881,8 @@ def learning(run, settings):
 def begin(run, settings):
     """Get ready to learn: from the start, or exactly where the run left off."""
     if settings:
-        given = check_settings(settings)
-        if other := [name for name in given if SETTINGS[name].metadata["group"] != "training"]:
-            raise UserError(f"train() takes settings of training, not {', '.join(other)}: give them to load()")
-        run.config = configure({**given, "resume": True}, run.config, run.console.verbose)
+        given = check_settings(settings, group="training") | {"resume": True}
+        run.config = configure(given, run.config, run.console.verbose)
     c, run.data = run.config, text_of(run)
     run.horizon = c.decay_steps or max(c.max_steps, PRESETS[c.preset].defaults.get("max_steps", Config.max_steps))
     run.interval = c.eval_interval or max(1, (c.max_steps if c.max_steps > 0 else run.horizon) // 10)
@@ -900,8 +897,14 @@ def begin(run, settings):
     if run.plan.compile:
         run.net = try_compile(run)
     if run.processes.size > 1:
-        run.net = nn.parallel.DistributedDataParallel(run.net)
+        run.net = nn.parallel.DistributedDataParallel(run.net, broadcast_buffers=False)
     run.console.start_clock(losses)
+
+
+def wishes(run, prompt, length=None, **settings):
+    """The settings with these of sampling, the prompt that they name, and that as tokens (T,)."""
+    c = replace(run.config, **check_settings(dict(settings, prompt=prompt, max_new_tokens=length), group="sampling"))
+    return c, *read_prompt(c.prompt, run.vocab)
 
 
 def waited(run):
@@ -980,10 +983,12 @@ def parse_args(argv):
     return given
 
 
-def check_settings(settings, modes=()):
+def check_settings(settings, modes=(), group=""):
     """Settings by name, checked as flags are: what is True is a flag alone, and None is as good as not given."""
     flags = []
     for name, value in settings.items():
+        if group and name in SETTINGS and SETTINGS[name].metadata["group"] != group and name != "seed":
+            raise UserError(f"only settings of {group}, not {name}: in Python, give that to load()")
         if name in {*MODES, "diagnose"}.difference(modes):
             raise UserError(f"{name} is for the command line; in Python, load a run, which can do all of that")
         if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
@@ -1324,7 +1329,7 @@ def read_prompt(prompt, vocab):
 def write_atomic(path, pieces, ready=lambda: None):
     """Write bytes to path: at any moment the old file or the new one is there, whole. `ready` is called in between."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # what a kill leaves of it, the next to write there takes
     try:
         with open(temporary, "wb") as f:
             f.writelines(pieces)
@@ -1350,14 +1355,6 @@ def move(source, target):
             time.sleep(0.1)
 
 
-def source_of(folder, text):
-    """The bytes of a text that no file holds, to be kept in the folder as input.txt; never over somebody else's."""
-    path, raw = Path(folder) / "input.txt", text.encode("utf-8", "surrogatepass")
-    if path.exists() and path.read_bytes() != raw and not (path.parent / "model.pt").exists():
-        raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
-    return raw
-
-
 @contextlib.contextmanager
 def locked(folder):
     """A context: the folder is there and no other program trains in it. A lock ends with its process at the latest."""
@@ -1380,9 +1377,6 @@ def locked(folder):
             raise UserError(f"{folder} is in use by another training: wait for it, or name another folder") from None
         except OSError:
             pass  # not every file system has locks
-        for left in Path(folder).glob(".*.tmp"):  # by one that was killed
-            if not left.name.startswith((".scores", ".attention")):  # readers may be writing these
-                left.unlink(missing_ok=True)
         yield
 
 
@@ -1425,7 +1419,7 @@ def write_csv(path, columns, rows):
 # ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints: plain dicts, complete in themselves
 
-FILES = ("last.pt", "input.txt", "log.csv", "samples.txt", "loss.png", "attention.png", "model.pt")  # what a run leaves
+FILES = ("last.pt", "input.txt", "log.csv", "samples.txt", "loss.png", "attention.png", "surprise.html", "model.pt")
 LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
 
 
@@ -1809,8 +1803,7 @@ def make_plan(settings):
     except (RuntimeError, AssertionError) as e:  # torch's own words tell a missing driver from one that is too old
         no_cuda = str(e).strip().splitlines()[0]
     if not torch.backends.cuda.is_built():
-        remedy = "https://pytorch.org/get-started/locally has the command"
-        no_cuda = f"this torch {torch.__version__} is built without CUDA; {remedy}"
+        no_cuda = f"torch {torch.__version__} is built without CUDA; see https://pytorch.org/get-started/locally"
     if processes.size > 1 and device in ("auto", "cuda") and (cards or device == "cuda"):
         device = f"cuda:{processes.local_rank}"  # one GPU for each process of a machine
     mps, bf16 = torch.backends.mps.is_available(), getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
@@ -1875,8 +1868,6 @@ def try_compile(run):
                 loss = cross_entropy(fast(x), y)
             loss.backward()
             run.console.say(f"compile: {timedelta(seconds=round(time.perf_counter() - start))} for the first step")
-        except torch.OutOfMemoryError:
-            raise
         except Exception as e:  # whatever a compiler may raise
             why = (str(e).strip() or type(e).__name__).splitlines()[0][:100]
             run.console.say(f"compile: goes on without, slower ({why})")
@@ -1916,7 +1907,7 @@ def check_finite(run, loss):
 
 def glimpse(run):
     """What the model writes now, on one line; always from the same random numbers, and not from those of training."""
-    return run.generate(prompt="", max_new_tokens=70, seed=run.config.seed).strip().replace("\n", " / ")
+    return run.generate(prompt="", max_new_tokens=70, stop="", seed=run.config.seed).strip().replace("\n", " / ")
 
 
 def outcome(run):
@@ -1982,8 +1973,7 @@ class Console:
 
 
 def speed(run, pace):
-    c = run.config
-    chars = c.batch_size * c.block_size  # per step
+    c, chars = run.config, run.config.batch_size * run.config.block_size  # per step
     flops = chars * flops_per_char(run.model, c) / pace
     words = f"{1000 * pace:6.1f} ms/step {chars / pace:9,.0f} chars/s {flops / 1e9:7,.0f} GFLOP/s"
     return f"{words} ({100 * flops / run.peak:.0f} % of peak)"
@@ -2102,6 +2092,32 @@ def plot_attention(path, run, text):
         np.ravel(axes)[0].figure.colorbar(shares, ax=axes, label=about, shrink=0.8, aspect=40)
 
 
+PAGE = """<!doctype html><meta charset="utf-8"><title>surprise</title><style>
+:root {{ color-scheme: light dark; font: 15px/1.7 monospace }} body {{ max-width: 90ch; margin: 2em auto }}
+main {{ white-space: pre-wrap; overflow-wrap: anywhere }} i {{ font-style: normal; position: relative }}
+i:hover::after {{ content: attr(data-guess); position: absolute; z-index: 1; top: 1.7em; left: 0; padding: 0 1em;
+white-space: pre; background: Canvas; border: 1px solid }}</style><h3>{title}</h3><p>The redder, the more surprising,
+from 0 to 6 nats. Point at a character to see what was expected there.</p><main>{text}</main><p>{command}</p>"""
+
+
+def guessed(logits, y):
+    """For each target the probability that it had, those of the five likeliest tokens, and which these are: (N, 11)."""
+    p, y = logits.float().softmax(-1)[y >= 0], y[y >= 0]  # (N, V), (N,)
+    return torch.cat((p.gather(1, y[:, None]), *p.topk(min(5, p.shape[1]))), 1).cpu()
+
+
+def write_surprise(path, run, title, text, rows, names):
+    """A page of a text, each character coloured by its nats, and what was expected in its place; rows as `guessed`."""
+    spans = []
+    for char, (p, *likeliest) in zip(text, rows, strict=True):
+        nats, pairs = -math.log(max(p, 1e-30)), np.reshape(likeliest, (2, -1)).T
+        guess = html.escape("\n".join([f"{nats:.2f} nats", *(f"{q:4.0%} {names[int(t)]}" for q, t in pairs)]))
+        style = f"background: rgb(200 85 61 / {min(nats / 6, 1):.2f})"
+        spans.append(f'<i style="{style}" data-guess="{guess}">{html.escape(char)}</i>'.replace(">\n", ">¶\n"))
+    page = PAGE.format(title=html.escape(title), text="".join(spans), command=html.escape(command(run)))
+    write_atomic(path, [page.encode("utf-8", "replace")])
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line: every mode is a few lines on top of a Run
 
@@ -2122,15 +2138,38 @@ def do_train(run):
 
 
 def do_eval(run):
-    tokens = run.vocab.encode("".join(read_chunks(run.config.eval)))
-    loss = run.evaluate("all", Text(tokens, run.vocab))
-    print(f"eval: {loss:.4f} nats/char over {len(tokens) - 1} characters")
+    text = "".join(read_chunks(run.config.eval))
+    loss = run.evaluate("all", Text(run.vocab.encode(text), run.vocab))
+    print(f"eval: {loss:.4f} nats/char over {len(text) - 1} characters")
+    text, names = text[:20_000], run.vocab.chars.replace("\n", "¶").replace(" ", "␣")
+    found = torch.cat([x for x, _ in run.losses(Text(run.vocab.encode(text), run.vocab), "all", 0, guessed)])
+    with optional():
+        title, page = f"{run.config.eval}: {loss:.4f} nats per character", run.folder / "surprise.html"
+        write_surprise(page, run, title, text, [[1.0], *found.tolist()], names)  # the first is given, and no surprise
+        print(f"character by character: {page}")
 
 
 def do_attention(run):
     text, path = run.config.attention[-run.config.block_size :], run.folder / "attention.png"
     plot_attention(path, run, text)
     print(f"attention: {path}")
+
+
+def do_interactive(run):
+    """Read beginnings and go on from each, until :quit or the end of the input."""
+    print("type a beginning; :temperature 0.5, :seed 7 and so on set what --help lists under sampling; :quit leaves")
+    with contextlib.suppress(EOFError):
+        while (line := input("> ")) != ":quit":
+            name, _, value = line[1:].partition(" ")
+            try:
+                if line.startswith(":"):
+                    run.config = replace(run.config, **check_settings({name: value}, group="sampling"))
+                else:
+                    run.config = wishes(run, line)[0]
+                    write(run)
+                    run.config.seed += 1  # so that the same beginning goes on otherwise
+            except UserError as e:
+                print(e)
 
 
 # A function of a run, the checkpoint that it opens, and the settings and groups of settings that it reads
@@ -2140,6 +2179,7 @@ MODES = {
     "resume": Mode(do_train, "last.pt", "data dropout training sampling run"),
     "init_from": Mode(do_train, "model.pt", "data model training sampling run"),
     "sample_only": Mode(write, "model.pt", "sampling seed work_dir device"),
+    "interactive": Mode(do_interactive, "model.pt", "sampling seed work_dir device"),
     "eval": Mode(do_eval, "model.pt", "work_dir device dtype eval_chars"),
     "attention": Mode(do_attention, "model.pt", "work_dir device"),
 }
@@ -2160,7 +2200,7 @@ def refuse(message):
 
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (there is none after >&-)
+    sys.stdin, sys.stdout = sys.stdin or open(os.devnull), sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (<&- >&-)
     if hasattr(sys.stdout, "reconfigure"):  # what a console lacks becomes '?'; files are UTF-8, on Windows, too
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     try:

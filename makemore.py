@@ -24,6 +24,7 @@ import contextlib
 import copy
 import csv
 import hashlib
+import html
 import io
 import itertools
 import math
@@ -85,7 +86,6 @@ class Config:
     dropout: float = setting("model", None, "share of activations dropped while training", high=0.99, fixed=False)
     batchnorm: bool = setting("model", None, "BatchNorm before every tanh")
     direct: bool = setting("model", None, "connect the embeddings to the output directly, too")
-    conv: str = setting("model", None, "over a window, or over the whole line", choices=("tree", "dilated"))
     init: str = setting("model", None, "first weights", choices=("kaiming", "torch", "normal", "zeros"))
     n: int = setting("model", None, "order: context and character together", low=1, high=8)
     smoothing: str = setting("model", None, "for what was never seen", choices=("kneser-ney", "additive"))
@@ -120,6 +120,7 @@ class Config:
     resume: bool = setting("mode", False, "go on from last.pt in the work folder, exactly")
     sample_only: bool = setting("mode", False, "sample from model.pt in the work folder")
     eval: str = setting("mode", "", "score this file with model.pt in the work folder, line by line", what="FILE")
+    interactive: bool = setting("mode", False, "type beginnings of lines, and model.pt goes on from each")
     mix: str = setting("mode", "", "mix the models of these folders (a,b,...) into the work folder", what="FOLDERS")
     fold_batchnorm: bool = setting("mode", False, "fold BatchNorm of model.pt into its weights: folded/model.pt")
     find_lr: bool = setting("mode", False, "try learning rates from tiny to absurd: find_lr.png")
@@ -322,11 +323,6 @@ class BatchNorm1d(nn.Module):
         return mean, var
 
 
-class Tanh(nn.Module):
-    def forward(self, x):
-        return torch.tanh(x)
-
-
 class Dropout(nn.Module):
     """Set a share p of the numbers to zero while training, and scale up the rest (Srivastava et al. 2014).
 
@@ -439,7 +435,7 @@ class ContextLinear(Linear):
 def tanh_layer(fan_in, fan_out, batchnorm, dropout, linear=Linear):
     """Linear, perhaps BatchNorm (which makes the bias superfluous), tanh, perhaps dropout."""
     layers = [linear(fan_in, fan_out, bias=not batchnorm, gain=TANH_GAIN)]
-    layers += [BatchNorm1d(fan_out), Tanh()] if batchnorm else [Tanh()]
+    layers += [BatchNorm1d(fan_out), nn.Tanh()] if batchnorm else [nn.Tanh()]
     return [*layers, Dropout(dropout)] if dropout else layers
 
 
@@ -677,7 +673,7 @@ MODELS = {
              init="kaiming", backprop="autograd", learning_rate=3e-3, max_steps=15_000), threads=1),
     "wavenet": Entry(
         WaveNet, "a tree of convolutions over the last --block-size characters, with BatchNorm",
-        dict(block_size=8, n_embd=24, n_embd2=128, dropout=0.0, batchnorm=True, conv="tree", init="kaiming",
+        dict(block_size=8, n_embd=24, n_embd2=128, dropout=0.0, batchnorm=True, init="kaiming",
              learning_rate=3e-3, max_steps=8000), threads=1),
     "bow": Entry(
         BoW, "the average of everything so far, order forgotten",
@@ -1063,7 +1059,7 @@ class DilatedWaveNet(SequenceModel):
 
 
 MODELS["wavenet-dilated"] = Entry(
-    DilatedWaveNet, "the same as --type wavenet --conv dilated: gated causal convolutions with skips",
+    DilatedWaveNet, "gated causal convolutions over the whole line, with skips (van den Oord et al. 2016)",
     dict(n_layer=4, n_embd=64, n_embd2=128, dropout=0.1, init="kaiming", batch_size=128, learning_rate=3e-3,
          max_steps=3000), threads=2,
 )  # fmt: skip
@@ -1159,12 +1155,7 @@ def check_backprop(model, x, y):
     probs = counts * counts_sum_inv
     logprobs = probs.log()
     loss = -logprobs[rows, y].mean()
-    names = "logprobs probs counts_sum_inv counts_sum counts norm_logits logit_maxes logits h W2 b2 hpreact gain bias"
-    names = (names + " bnraw bnvar_inv bnvar bndiff2 bndiff bnmean hprebn embcat W1 b1 emb C").split()
-    forward = {name: value for name, value in locals().items() if name in names}
-    truth = dict(zip(forward, torch.autograd.grad(loss, list(forward.values())), strict=True))
-
-    d = {}
+    forward, d = locals(), {}
     with torch.no_grad():
         d["logprobs"] = torch.zeros_like(logprobs).index_put((rows, y), torch.tensor(-1.0 / n, dtype=torch.float64))
         d["probs"] = d["logprobs"] / probs
@@ -1193,8 +1184,8 @@ def check_backprop(model, x, y):
         d["emb"] = d["embcat"].view_as(emb)
         d["C"] = torch.zeros_like(C).index_add(0, x.flatten(), d["emb"].flatten(0, 1))
 
-    pairs = ((name, d[name], truth[name]) for name in names)
-    return [(name, torch.equal(a, b), torch.allclose(a, b), (a - b).abs().max().item()) for name, a, b in pairs]
+    pairs = zip(d.items(), torch.autograd.grad(loss, [forward[name] for name in d]), strict=True)
+    return [(name, torch.equal(a, b), torch.allclose(a, b), (a - b).abs().max().item()) for (name, a), b in pairs]
 
 
 @torch.no_grad()
@@ -1407,7 +1398,9 @@ def start_run(given, verbose=False, lines=None):
         batchnorm_parts(model)
     run = Run(config, data, model, verbose)
     if lines is not None and run.folder:
-        run.source = source_of(run.folder, "\n".join(lines))
+        run.source, path = "\n".join(lines).encode("utf-8", "surrogatepass"), run.folder / "input.txt"
+        if path.exists() and path.read_bytes() != run.source and not (run.folder / "model.pt").exists():
+            raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
     return run
 
 
@@ -1464,10 +1457,8 @@ def begin(run, settings):
     if run.config.type not in MODELS:
         raise UserError(f"a {run.config.type} is not trained any further: train its members")
     if settings:
-        given = check_settings(settings)
-        if other := [name for name in given if SETTINGS[name].metadata["group"] != "training"]:
-            raise UserError(f"train() takes settings of training, not {', '.join(other)}: give them to load()")
-        run.config = configure({**given, "resume": True}, run.config, run.console.verbose)
+        given = check_settings(settings, group="training") | {"resume": True}
+        run.config = configure(given, run.config, run.console.verbose)
     c, defaults, fit = run.config, MODELS[run.config.type].defaults, getattr(run.model, "fit", None)
     if fit:
         c = run.config = replace(c, max_steps=0)
@@ -1540,10 +1531,12 @@ def parse_args(argv):
     return given
 
 
-def check_settings(settings, modes=()):
+def check_settings(settings, modes=(), group=""):
     """Settings by name, checked as flags are: what is True is a flag alone, and None is as good as not given."""
     flags = []
     for name, value in settings.items():
+        if group and name in SETTINGS and SETTINGS[name].metadata["group"] != group and name != "seed":
+            raise UserError(f"only settings of {group}, not {name}: in Python, give that to load()")
         if name in {*MODES, "diagnose"}.difference(modes):
             raise UserError(f"{name} is for the command line; in Python, load a run, which can do all of that")
         if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
@@ -1615,8 +1608,6 @@ def heeded(given, kind, verbose):
 
 def configure(given, trained=None, verbose=False):
     """The settings given, on top of those of a trained model or else of the row of the type."""
-    if (given.get("type"), given.get("conv")) == ("wavenet", "dilated"):
-        given = {**{k: v for k, v in given.items() if k != "conv"}, "type": "wavenet-dilated"}
     kind = trained.type if trained else given.get("type", Config.type)
     if not trained and kind not in MODELS:
         raise UserError(f"--type {kind} is unknown: choose among {', '.join(MODELS)}")
@@ -1732,7 +1723,7 @@ def load_corpus(config, lines=None):
 def write_atomic(path, pieces, ready=lambda: None):
     """Write bytes to path: at any moment the old file or the new one is there, whole. `ready` is called in between."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # what a kill leaves of it, the next to write there takes
     try:
         with open(temporary, "wb") as f:
             f.writelines(pieces)
@@ -1758,14 +1749,6 @@ def move(source, target):
             time.sleep(0.1)
 
 
-def source_of(folder, text):
-    """The bytes of a text that no file holds, to be kept in the folder as input.txt; never over somebody else's."""
-    path, raw = Path(folder) / "input.txt", text.encode("utf-8", "surrogatepass")
-    if path.exists() and path.read_bytes() != raw and not (path.parent / "model.pt").exists():
-        raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
-    return raw
-
-
 @contextlib.contextmanager
 def locked(folder):
     """A context: the folder is there and no other program trains in it. A lock ends with its process at the latest."""
@@ -1788,9 +1771,6 @@ def locked(folder):
             raise UserError(f"{folder} is in use by another training: wait for it, or name another folder") from None
         except OSError:
             pass  # not every file system has locks
-        for left in Path(folder).glob(".*.tmp"):  # by one that was killed
-            if not left.name.startswith((".scores", ".attention")):  # readers may be writing these
-                left.unlink(missing_ok=True)
         yield
 
 
@@ -1834,7 +1814,7 @@ def write_csv(path, columns, rows):
 # Checkpoints: plain dicts, complete in themselves
 
 PICTURES = ("loss.png", "activations.png", "dead.png", "weights.png", "embedding.png", "bigrams.png")
-FILES = ("last.pt", "input.txt", "log.csv", "samples.txt", "scores.csv", *PICTURES, "model.pt")  # what a run leaves
+FILES = ("last.pt", "input.txt", "log.csv", "samples.txt", "scores.csv", "surprise.html", *PICTURES, "model.pt")
 LOG_COLUMNS = ("step", "seconds", "train_loss", "dev_loss", "lr")
 
 
@@ -2172,8 +2152,7 @@ def introduce(run):
     corpus, config, threads = run.data, run.config, threads_for(run.config)
     sizes = ", ".join(f"{len(corpus.lines(part)):,} {part}" for part in PARTS)
     print(f"data: {config.input_file}: {sizes} lines, {len(run.vocab)} tokens, longest line {corpus.longest}")
-    known = set(corpus.train)
-    repeated = sum(line in known for line in corpus.test)
+    repeated = sum(map(set(corpus.train).__contains__, corpus.test))
     print(f"overlap: {repeated:,} of the test lines are training lines, too; --dedup would drop repeated lines")
     count = sum(p.numel() for p in run.model.parameters())
     size = "counts" if hasattr(run.model, "fit") else f"{count:,} parameters"
@@ -2206,9 +2185,10 @@ def print_samples(run):
     print(f"samples: {len(samples)}, new {100 * new / n:.0f} %, unique {100 * unique / n:.0f} %")
 
 
-def print_layers(loss, rows, vocab_size):
-    """Print what inspect_layers found, as a table."""
-    print(f"loss {loss:.4f} on a batch; a network that knows nothing has ln {vocab_size} = {math.log(vocab_size):.4f}")
+def print_layers(run):
+    """Print what inspect_layers finds in a batch, as a table, and return its rows."""
+    (loss, rows), V = inspect_layers(run.model, *first_batch(run)), len(run.vocab)
+    print(f"loss {loss:.4f} on a batch; a network that knows nothing has ln {V} = {math.log(V):.4f}")
     statistics = f"{'mean':>7}{'std':>7}{'satur. %':>9}{'dead %':>8}{'grad std':>10}{'grad:data':>11}"
     print(f"{'layer':<22}{'kind':<19}{'output':<18}{statistics}")
     for r in rows:
@@ -2217,6 +2197,7 @@ def print_layers(loss, rows, vocab_size):
         ratio = f"{(r.weight_grad.std() / r.weight.std()).item():11.1e}" if trained else ""
         statistics = f"{r.output.mean():7.2f}{r.output.std():7.2f}{tanh}{r.grad.std():10.1e}{ratio}"
         print(f"{r.name:<22}{r.kind:<19}{tuple(r.output.shape)!s:<18}{statistics}")
+    return rows
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2351,6 +2332,32 @@ def apart(points, distance=0.05):
     return points
 
 
+PAGE = """<!doctype html><meta charset="utf-8"><title>surprise</title><style>
+:root {{ color-scheme: light dark; font: 15px/1.7 monospace }} body {{ max-width: 90ch; margin: 2em auto }}
+main {{ white-space: pre-wrap; overflow-wrap: anywhere }} i {{ font-style: normal; position: relative }}
+i:hover::after {{ content: attr(data-guess); position: absolute; z-index: 1; top: 1.7em; left: 0; padding: 0 1em;
+white-space: pre; background: Canvas; border: 1px solid }}</style><h3>{title}</h3><p>The redder, the more surprising,
+from 0 to 6 nats. Point at a character to see what was expected there.</p><main>{text}</main><p>{command}</p>"""
+
+
+def guessed(logits, y):
+    """For each target the probability that it had, those of the five likeliest tokens, and which these are: (N, 11)."""
+    p, y = logits.float().softmax(-1)[y >= 0], y[y >= 0]  # (N, V), (N,)
+    return torch.cat((p.gather(1, y[:, None]), *p.topk(min(5, p.shape[1]))), 1).cpu()
+
+
+def write_surprise(path, run, title, text, rows, names):
+    """A page of a text, each character coloured by its nats, and what was expected in its place; rows as `guessed`."""
+    spans = []
+    for char, (p, *likeliest) in zip(text, rows, strict=True):
+        nats, pairs = -math.log(max(p, 1e-30)), np.reshape(likeliest, (2, -1)).T
+        guess = html.escape("\n".join([f"{nats:.2f} nats", *(f"{q:4.0%} {names[int(t)]}" for q, t in pairs)]))
+        style = f"background: rgb(200 85 61 / {min(nats / 6, 1):.2f})"
+        spans.append(f'<i style="{style}" data-guess="{guess}">{html.escape(char)}</i>'.replace(">\n", ">¶\n"))
+    page = PAGE.format(title=html.escape(title), text="".join(spans), command=html.escape(command(run)))
+    write_atomic(path, [page.encode("utf-8", "replace")])
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line: every mode is a few lines on top of a Run
 
@@ -2361,13 +2368,10 @@ def do_train(run):
     with locked(run.folder):
         introduce(run)  # nothing is announced where nothing can be kept
     if run.config.diagnose:
-        run.meter = UpdateMeter(run.model)
-        loss, before = inspect_layers(run.model, *first_batch(run))
-        print_layers(loss, before, len(run.vocab))
+        run.meter, before = UpdateMeter(run.model), print_layers(run)
     run.train()
     if run.config.diagnose:
-        loss, rows = inspect_layers(run.model, *first_batch(run))
-        print_layers(loss, rows, len(run.vocab))
+        rows = print_layers(run)
         with optional():
             plot_inside(run, before, rows)
             print("figures:", ", ".join(map(str, sorted(run.folder.glob("*.png")))))
@@ -2388,14 +2392,21 @@ def do_eval(run):
         print(f"{title}:" + "".join(f"\n  {mean:.4f}  {line}" for line, _, mean in some))
     count = sum(map(len, lines)) + len(lines)
     print(f"eval: {sum(losses) / count:.4f} nats/char over {count} characters in {len(lines)} lines")
+    lines = lines[: 1 + "\n".join(lines)[:20_000].count("\n")]  # those of the first 20,000 characters
+    data, found, text = run.examples(lines), [], "".join(f"{line}\n" for line in lines)
+    with inference(run.model):
+        for index in torch.arange(len(data)).split(16):
+            x, y = data.batch(index)
+            found += guessed(run.model(x), y).tolist()
     with optional():
         write_csv(run.folder / "scores.csv", ("line", "nats", "nats_per_char"), rows)
-        print(f"line by line: {run.folder / 'scores.csv'}")
+        title, page = f"{run.config.eval}: {sum(losses) / count:.4f} nats per character", run.folder / "surprise.html"
+        write_surprise(page, run, title, text, found, "¶" + run.vocab.chars)
+        print(f"line by line: {run.folder / 'scores.csv'}, character by character: {page}")
 
 
 def do_mix(run):
-    dev = run.examples("dev")
-    losses = run.model.choose_weights(dev).tolist()
+    losses = run.model.choose_weights(run.examples("dev")).tolist()
     print("weight  dev")
     for weight, loss, name in zip(run.model.weights.tolist(), losses, run.config.mix.split(","), strict=True):
         print(f"{weight:6.3f}  {loss:.4f}  {name}")
@@ -2438,6 +2449,22 @@ def first_batch(run):
     return data.batch(torch.arange(min(len(data), run.config.batch_size)))
 
 
+def do_interactive(run):
+    """Read beginnings and go on from each, until :quit or the end of the input."""
+    print("type a beginning; :temperature 0.5, :seed 7 and so on set what --help lists under sampling; :quit leaves")
+    with contextlib.suppress(EOFError):
+        while (line := input("> ")) != ":quit":
+            name, _, value = line[1:].partition(" ")
+            try:
+                if line.startswith(":"):
+                    run.config = replace(run.config, **check_settings({name: value}, group="sampling"))
+                else:
+                    print("\n".join(run.sample(prefix=line)))
+                    run.config.seed += 1  # so that the same beginning goes on otherwise
+            except UserError as e:
+                print(e)
+
+
 # A function of a run, the checkpoint that it opens, and the settings and groups of settings that it reads
 Mode = namedtuple("Mode", "do opens reads")
 MODES = {
@@ -2445,6 +2472,7 @@ MODES = {
     "resume": Mode(do_train, "last.pt", "input_file dropout training sampling run"),
     "sample_only": Mode(print_samples, "model.pt", "input_file sampling seed run"),
     "eval": Mode(do_eval, "model.pt", "run"),
+    "interactive": Mode(do_interactive, "model.pt", "input_file sampling seed run"),
     "mix": Mode(do_mix, "model.pt", "input_file sampling seed run"),
     "fold_batchnorm": Mode(do_fold, "model.pt", "input_file run"),
     "find_lr": Mode(do_find_lr, "", "data model batch_size weight_decay optimizer seed run"),
@@ -2467,7 +2495,7 @@ def refuse(message):
 
 def main(argv=None):
     """The command line's entry: returns the exit status, 2 for a mistake of the user, told in one line."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (there is none after >&-)
+    sys.stdin, sys.stdout = sys.stdin or open(os.devnull), sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (<&- >&-)
     if hasattr(sys.stdout, "reconfigure"):  # what a console lacks becomes '?'; files are UTF-8, on Windows, too
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
     try:

@@ -178,7 +178,7 @@ def bench_sample(args):
     head(f"writing {length} characters with baby's weights", "seconds", "characters/s")
     found = {}
     for name, texts, cached in (("one text", 1, True), ("one text, no cache", 1, False), ("32 texts", 32, True)):
-        c, _, tokens = run.wishes(prompt="", max_new_tokens=length, seed=1)
+        c, _, tokens = gpt.wishes(run, "", length, seed=1)
         idx = tokens.expand(texts, -1)
         written = list(gpt.continuation(run.model, idx[:, :1], c, cached))  # once to warm up
         seconds = timed(args.device, lambda: list(gpt.continuation(run.model, idx[:, :1], c, cached)), 1) / 1000  # noqa: B023

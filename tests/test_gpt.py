@@ -454,7 +454,7 @@ def test_eval_scores_any_file(trained, capsys, tmp_path):
     path.write_text(TEXT[low:high], encoding="utf-8")
     assert run("-o", trained, "--eval", path) == 0
     out = capsys.readouterr().out
-    found = re.fullmatch(r"eval: ([\d.]+) nats/char over (\d+) characters\n", out)
+    found = re.fullmatch(r"eval: ([\d.]+) nats/char over (\d+) characters\ncharacter by character: .*\n", out)
     assert int(found[2]) == high - low - 1
     opened = gpt.load(trained, device="cpu", eval_chars=0)
     exact = opened.evaluate("val")
@@ -712,6 +712,35 @@ def start_two(script):
         world = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]), USE_LIBUV="0")
     env = {**os.environ, **world}
     return [subprocess.Popen([sys.executable, script], env=env | dict(RANK=i, LOCAL_RANK=i), **PIPES) for i in "01"]
+
+
+@posix
+def test_a_killed_process_ends_the_others_and_torchrun_goes_on_by_itself(tmp_path, corpus):
+    """As the README has it, with a SIGKILL of the second process, and the losses of a run that nobody killed."""
+    common = ["-i", corpus, "--eval-interval", 2, "--num-samples", 0, "--dtype", "float32", "--decay-steps", 2000]
+    for name, steps in (("whole", 8), ("parts", 0)):
+        assert run(*common, "-o", tmp_path / name, "--max-steps", steps) == 0
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import gpt
+
+def rate_or_die(step, *given, rate=gpt.learning_rate):
+    if (step, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == (5, "1", "0"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rate(step, *given)
+
+gpt.learning_rate, gpt.plot_losses, gpt.measure_peak = rate_or_die, lambda run: None, lambda plan: 1.0
+sys.exit(gpt.main(["-o", {str(tmp_path / "parts")!r}, "--resume", "--max-steps", "8", "--eval-interval", "2"]))
+""")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    done = subprocess.run([*torchrun, "--max-restarts", "1", script], env=env, timeout=120, **PIPES)
+    assert done.returncode == 0 and "exitcode: -9" in done.stderr, done.stderr
+    a, b = (weights(tmp_path / name)["progress"]["history"] for name in ("whole", "parts"))
+    assert [row[0] for row in a] == [row[0] for row in b] == [0, 2, 4, 6, 8]
+    assert np.allclose([row[2:4] for row in a[1:]], [row[2:4] for row in b[1:]], atol=1e-5)
 
 
 def test_two_processes_learn_what_one_does_and_go_on_exactly_each_with_its_own_chance(tmp_path, corpus):

@@ -940,21 +940,21 @@ CHANGED = dict(  # values that differ from every default, and from TINY's
     weight_decay=50.0, schedule="step", warmup_steps=50, decay_steps=3, grad_clip=1e-6, eval_interval=1, seed=5,
     num_samples=7, temperature=0, top_k=1, top_p=0.01, work_dir="other", device="cuda", threads=2,
     input_file="other.txt",
-    quiet=True, patience=1, resume=True, sample_only=True, eval="other.txt",
+    quiet=True, patience=1, interactive=True, resume=True, sample_only=True, eval="other.txt",
 )
 CHANGED = {
     makemore: dict(
-        **CHANGED, block_size=16, dedup=True, type="bow", batchnorm=True, direct=True, conv="dilated", init="zeros",
+        **CHANGED, block_size=16, dedup=True, type="bow", batchnorm=True, direct=True, init="zeros",
         n=3, smoothing="additive", strength=1.5, optimizer="sgd", backprop="manual", diagnose=True, prefix="a",
         mix="mlp,ngram,mlp", fold_batchnorm=True, find_lr=True, check_backprop=True,
     ),
     gpt: dict(
         **CHANGED, block_size=20, preset="gpt2", lookback=2, positions="learned", norm="layer", activation="gelu",
         tied=True, optimizer="adamw", grad_accum=2, max_new_tokens=5, prompt="Th", dtype="bfloat16",
-        compile="on", eval_chars=50, init_from="mini/other.pt", attention="The sun",
+        compile="on", eval_chars=50, stop="e", init_from="mini/other.pt", attention="The sun",
     ),
 }
-AT_ONCE = {"num_samples", "max_new_tokens", "temperature", "top_p", "prefix", "prompt", "work_dir", "device"}
+AT_ONCE = {"num_samples", "max_new_tokens", "stop", "temperature", "top_p", "prefix", "prompt", "work_dir", "device"}
 ALSO = {name: dict(max_steps=0) for name in AT_ONCE}  # no training is needed to see that these matter
 ALSO["patience"] = dict(eval_interval=1, learning_rate=20)  # and this only matters where the loss does not fall
 MODES = [
@@ -1137,6 +1137,8 @@ class TestEverySetting:
         wrong = {}
         for name in asked_about(module, mode, kind):
             also = ALSO.get(name, {}) if "max_steps" in base(module, mode, kind) else {}
+            if name == "stop" and name in module.reads(mode):
+                also = {**also, "max_new_tokens": 300}  # a text that comes to it
             usual, value = usually(*also.items()), another(module, mode, kind, name)
             assert (usual.status, usual.err) == (0, "")
             if name == module.KIND and not module.MODES[mode].opens:

@@ -904,7 +904,8 @@ def test_eval_scores_any_file_with_what_final_said(cli, first_half, lines_file, 
     assert (status, err) == (0, "")
     *_, line, where = report.splitlines()
     assert line == f"eval: {loss} nats/char over {count} characters in {len(corpus.test)} lines"
-    assert where == f"line by line: {folder / 'scores.csv'}"
+    page = folder / "surprise.html"
+    assert where == f"line by line: {folder / 'scores.csv'}, character by character: {page}" and page.exists()
     header, *rows = csv.reader((folder / "scores.csv").open())
     assert header == ["line", "nats", "nats_per_char"] and [row[0] for row in rows] == corpus.test
     assert sum(float(row[1]) for row in rows) / count == pytest.approx(float(loss), abs=1e-4)

@@ -41,7 +41,10 @@ def test_there_are_commands():
 def test_command(command, folder, monkeypatch, capsys):
     program, *argv = command
     monkeypatch.chdir(folder)
+    said = iter(["a", ":quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(said))
     skips = {"--sample-only", "--eval", "--fold-batchnorm", "--find-lr", "--check-backprop", "--prompt", "--attention"}
+    skips |= {"--interactive"}
     if skips.isdisjoint(argv):
         argv = [*argv, "--max-steps", "2", *(["--max-new-tokens", "50"] if program == "gpt.py" else [])]
     assert PROGRAMS[program].main(argv) in (0, None), capsys.readouterr().err

@@ -298,9 +298,11 @@ def test_every_line_of_a_short_file_is_told_once(tmp_path, cli):
         assert float(row["nats_per_char"]) == pytest.approx(mean, abs=1e-4)
 
 
-def test_the_table_of_layers_tells_of_tanh_what_holds_for_tanh_only(capsys):
+def test_the_table_of_layers_tells_of_tanh_what_holds_for_tanh_only(capsys, monkeypatch):
     output = torch.tensor([[1.0, 0.0, 0.5, -1.0], [1.0, 1.0, 0.0, 0.5]])
     rows = [makemore.LayerRow(kind.lower(), kind, output, output, None, None, 0.5, 0.25) for kind in ("Tanh", "Linear")]
-    makemore.print_layers(3.0, rows, 27)
+    monkeypatch.setattr(makemore, "first_batch", lambda run: ())
+    monkeypatch.setattr(makemore, "inspect_layers", lambda model: (3.0, rows))
+    assert makemore.print_layers(SimpleNamespace(model=None, vocab="." * 27)) is rows
     tanh, linear = capsys.readouterr().out.splitlines()[2:]
     assert re.search(r" 50\.0 +25\.0 ", tanh) and "50.0" not in linear

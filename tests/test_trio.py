@@ -18,6 +18,7 @@ trio = pytest.mark.parametrize("name", ["micrograd", "makemore", "gpt"])
 MODELS = {"Bigram", "Block", "CausalSelfAttention", "Entry", "Linear", "MLP"}
 DIFFERENT = MODELS | {"Config", "Run", "Vocab", "build", "configure", "introduce", "speed", "do_eval", "do_train"}
 DIFFERENT |= {"train", "start_run", "open_run", "begin", "learning", "snapshot", "restore", "keep", "glimpse"}
+DIFFERENT |= {"do_interactive"}
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Learning made visible: what a run says and draws while it learns, and how it says that it was stopped."""
 
+import contextlib
 import csv
+import html.parser
 import io
 import re
 import signal
@@ -234,3 +236,144 @@ def test_nobody_looks_ahead_in_the_picture_of_attention(drawn, tmp_path):
     assert (np.isnan(seen) == (np.tri(4) == 0)).all() and np.nansum(seen, 1) == pytest.approx(np.ones(4), abs=1e-5)
     assert [label.get_text() for label in head.get_yticklabels()] == list("anna")
     assert "share of a character's" in scale.get_ylabel()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Surprise: a text, each character coloured by its nats
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser makes of a page: the tags, and the characters of the text with their colour and their guesses."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.chars = [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "i":
+            given = dict(attrs)
+            nats, *guesses = given["data-guess"].split("\n")
+            share = float(re.search(r"/ (\S+)\)", given["style"])[1])
+            self.chars.append(["", float(nats.removesuffix(" nats")), share, guesses])
+
+    def handle_data(self, data):
+        if self.tags[-1] == "i":
+            self.chars[-1][0] += data
+
+    def handle_endtag(self, tag):
+        if tag == "i":
+            self.tags.append("/i")
+
+    def text(self):
+        return "".join(char for char, *_ in self.chars)
+
+
+def check_page(page, text, losses):
+    """The text is all there, and so is the loss of every character; the guesses are shares, the likeliest first."""
+    assert page.text() == text.replace("\n", "¶\n") and "script" not in page.tags and "link" not in page.tags
+    assert [nats for _, nats, *_ in page.chars] == pytest.approx(losses, abs=0.0051)
+    for _, nats, share, guesses in page.chars:
+        assert share == pytest.approx(min(nats / 6, 1), abs=0.006)
+        shares = [int(guess.split("%")[0]) for guess in guesses]
+        assert shares == sorted(shares, reverse=True) and sum(shares) <= 103
+
+
+@pytest.mark.parametrize("kind", [*makemore.MODELS, "mixture"])
+def test_surprise_of_lines(kind, cli, tmp_path):
+    def tiny(kind, name):
+        given = dict(type=kind, n_embd=8, n_embd2=8, max_steps=2, device="cpu")
+        given = {name: value for name, value in given.items() if name in makemore.uses(kind)}
+        return makemore.train(["<script>", "a b", "&amp;", *LINES], work_dir=tmp_path / name, **given)
+
+    run = tiny("bigram" if kind == "mixture" else kind, "out")
+    if kind == "mixture":
+        tiny("rnn", "other")
+        assert cli("--mix", f"{tmp_path / 'out'},{tmp_path / 'other'}", "-o", tmp_path / "mixed")[0] == 0
+        run = makemore.load(tmp_path / "mixed")
+    lines = ["<script>", "anna", "&amp;", *LINES[:30]]
+    (tmp_path / "some.txt").write_text("\n".join(lines), encoding="utf-8")
+    status, out, err = cli("--eval", tmp_path / "some.txt", "-o", run.folder)
+    assert (status, err) == (0, "") and f"character by character: {run.folder / 'surprise.html'}" in out
+    page, text = Page(run.folder / "surprise.html"), "".join(f"{line}\n" for line in lines)
+    shares = [run.probabilities(line[:i]).get(line[i : i + 1]) for line in lines for i in range(len(line) + 1)]
+    check_page(page, text, -np.log(shares))
+    first = run.probabilities("")
+    assert [guess.split("% ")[1] for guess in page.chars[0][3]] == [char or "¶" for char in list(first)[:5]]
+
+
+def test_surprise_of_a_text(tmp_path, capsys):
+    text = "<script>alert('&amp;')</script>\n\n" + DATA[gpt]
+    run = gpt.train(text, **TINY[gpt], max_steps=12, work_dir=tmp_path / "out", device="cpu")
+    (tmp_path / "some.txt").write_text(text[:25_000] * 20, encoding="utf-8")
+    assert gpt.main(["-o", str(tmp_path / "out"), "--eval", str(tmp_path / "some.txt"), "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and f"character by character: {tmp_path / 'out' / 'surprise.html'}" in out
+    page, text = Page(tmp_path / "out" / "surprise.html"), (text[:25_000] * 20)[:20_000]
+    check_page(page, text, [0, *run.score(text)])
+    assert page.tags.count("i") == 20_000 and len(page.chars[0][3]) == 0 and len(page.chars[1][3]) == 5
+
+
+def test_a_title_is_text_too(tmp_path):
+    run = train(makemore)
+    page = tmp_path / "surprise.html"
+    makemore.write_surprise(page, run, "<b>.txt & more", "a", [[0.5, 0.5, 0.25, 1, 0]], "¶ab")
+    words = page.read_text(encoding="utf-8")
+    assert "&lt;b&gt;.txt &amp; more" in words and "http" not in words
+    assert Page(page).chars[0][3] == [" 50% a", " 25% ¶"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Talking to a model
+
+
+def talk(module, folder, said, monkeypatch, capsys, *argv):
+    """What a model in a folder answers: a list, one for each line said."""
+    said, answers = iter(said), []
+
+    def read(prompt):
+        answers.append(capsys.readouterr().out)
+        with contextlib.suppress(StopIteration):
+            return next(said)
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", read)
+    assert module.main(["-o", str(folder), "--interactive", *argv]) == 0
+    return answers[1:]
+
+
+@both
+def test_a_model_goes_on_from_what_is_typed(module, tmp_path, monkeypatch, capsys):
+    run, length = train(module, work_dir=tmp_path), "max_new_tokens" if module is gpt else "num_samples"
+
+    def answer(beginning, seed, number, **given):
+        if module is gpt:
+            return run.generate(beginning, number, seed=seed, **given) + "\n"
+        return "".join(f"{s}\n" for s in run.sample(number, prefix=beginning, seed=seed, **given))
+
+    said, seed = ["an", "an", ":temperature 0.5", "an", f":{length} 2", ":seed 5", "ma"], run.config.seed
+    said += [":seed x", ":n_layer 3", "an\0", "§", ""]
+    told = talk(module, tmp_path, said, monkeypatch, capsys, f"--{length.replace('_', '-')}=9")
+    assert told[0] == answer("an", seed, 9) and told[1] == answer("an", seed + 1, 9) != told[0]
+    assert told[2] == "" and told[3] == answer("an", seed + 2, 9, temperature=0.5)
+    assert told[6] == answer("ma", 5, 2, temperature=0.5)
+    assert "--seed" in told[7] and "only settings of sampling, not n_layer" in told[8] and "NUL" in told[9]
+    assert "unknown to this model: '§'" in told[10] and told[11] == answer("", 6, 2, temperature=0.5)
+    assert talk(module, tmp_path, [":quit", "an"], monkeypatch, capsys) == []
+
+
+def test_a_text_ends_where_it_is_told_to(tmp_path, capsys):
+    run = train(gpt, work_dir=tmp_path)
+    whole = run.generate("anna", 200)
+    stop = whole[30:32]
+    cut = whole[: 4 + whole[4:].index(stop) + 2]
+    assert run.generate("anna", 200, stop=stop) == cut and "".join(run.stream("anna", 200, stop=stop)) == cut
+    several = run.generate("anna", 200, num_samples=3)
+    expected = ["anna" + "".join(text[4:].partition(stop)[:2]) for text in several]
+    assert run.generate("anna", 200, num_samples=3, stop=stop) == expected != several
+    assert run.generate("anna", 200, stop="§") == whole
+    capsys.readouterr()
+    argv = ["--sample-only", "--prompt=anna", "--max-new-tokens=200", f"--stop={stop}"]
+    assert gpt.main(["-o", str(tmp_path), *argv]) == 0
+    assert capsys.readouterr().out == cut + "\n"
