@@ -1485,6 +1485,7 @@ def waited(run):
 
 PROGRAM, KIND, ROWS = "makemore", "type", MODELS  # ours; what follows is the same in both trainers
 SETTINGS = {f.name: f for f in fields(Config)}
+PASSING = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] in ("sampling", "mode")}  # of one run only
 
 
 def flag(name):
@@ -1961,7 +1962,7 @@ def compare(name, found, pattern):
 def judged(checkpoint):
     """Raise ValueError or UserError where a checkpoint is not made as `snapshot` makes it; return its settings."""
     compare("it", checkpoint, PATTERN)
-    progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], dict(checkpoint["config"])
+    progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], PASSING | checkpoint["config"]
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
     history = [[0] * 5, *progress["history"]]
     numbers = all([type(x) in (int, float) for x in row] == [True] * 5 and 0 <= row[3] < math.inf for row in history)
@@ -1977,8 +1978,7 @@ def judged(checkpoint):
     row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
     given = {n: saved[n] for n in used if n in row or saved[n] != SETTINGS[n].default}
     try:
-        given = check_settings(given, modes=(*MODES, "diagnose"))
-        return Config(**{**row, **given, "input_file": saved["input_file"]})
+        return Config(**{**row, **check_settings(given, modes=(*MODES, "diagnose")), "input_file": saved["input_file"]})
     except UserError as e:
         raise UserError(f"the settings in the checkpoint are not valid: {e}") from None
 

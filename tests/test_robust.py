@@ -831,6 +831,22 @@ def test_a_setting_that_is_usual_but_not_for_its_kind_is_kept(trainer, kind, nam
     assert getattr(trainer.load(tmp_path).config, name) == value
 
 
+@both
+def test_a_flag_newer_than_a_checkpoint_matters_only_to_a_model_or_its_training(trainer, data, tmp_path):
+    kind = "mlp" if trainer is makemore else "mini"
+    given = {name: value for name, value in SMALL.items() if name in trainer.uses(kind)} | {KIND[trainer]: kind}
+    wanted = answers(trainer.train(data, work_dir=tmp_path, device="cpu", max_steps=1, **given))
+    good = load(tmp_path / "model.pt")
+    for name in trainer.uses(kind) - {"input_file", KIND[trainer]}:
+        config = {n: value for n, value in good["config"].items() if n != name}
+        torch.save({**good, "config": config}, tmp_path / "model.pt")
+        if trainer.SETTINGS[name].metadata["group"] in ("sampling", "mode"):
+            assert same(answers(trainer.load(tmp_path)), wanted), name
+        else:
+            with pytest.raises(trainer.UserError, match=f"lacks {name}$"):
+                trainer.load(tmp_path)
+
+
 @pytest.mark.parametrize("place, value", [("members", []), ("members", 5), ("members", DROP), ("model.*", filled(NAN))])
 def test_a_good_mixture_says_the_same_and_an_edited_one_is_refused(place, value, run, refused, data, tmp_path):
     for kind in ("bigram", "ngram"):
