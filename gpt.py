@@ -561,7 +561,7 @@ class Run:
         yield prompt
         for token in continuation(self.model, tokens[None], c):
             yield (char := self.vocab.decode(token))
-            if (text := text + char).endswith(c.stop or "\0"):
+            if c.stop and (text := text + char).endswith(c.stop):
                 return
 
     def generate(self, prompt=None, max_new_tokens=None, num_samples=None, **settings):
@@ -1050,7 +1050,8 @@ def heeded(given, kind, verbose):
         elif name not in uses(kind):
             ignored[name] = [kind, *(k for k in ROWS if name in uses(k))]
     if ignored and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
-        words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
+        users = {n: f", only by {', '.join(some)}" * bool(some) for n, (_, *some) in ignored.items()}
+        words = (f"{flag(n)} is not used by {who[0]}{users[n]}" for n, who in ignored.items())
         line = "; ".join(words).replace("--train", "training")
         depth = 1  # a warning is about the line that called this file
         while not verbose and sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
@@ -1142,9 +1143,6 @@ def read_chunks(path):
                     return
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
-
-
-
 
 
 def places(checkpoint, config, given):

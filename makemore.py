@@ -116,6 +116,7 @@ class Config:
 
     work_dir: str = setting("run", "", "folder for model.pt, last.pt, log.csv and figures [out]", "-o", what="FOLDER")
     device: str = setting("run", "auto", "auto, cpu, cuda, cuda:N or mps", what="DEVICE")
+    num_workers: int = setting("upstream", 0, "taken, and not needed: no step waits for its data", "-n")
 
     resume: bool = setting("mode", False, "go on from last.pt in the work folder, exactly")
     sample_only: bool = setting("mode", False, "sample from model.pt in the work folder")
@@ -1310,11 +1311,11 @@ class UpdateMeter:
     """Called after every step: log10 of std(update) / std(weights) for each matrix."""
 
     def __init__(self, model):
-        self.matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
-        self.rows, self.previous = [], [p.detach().clone() for p in self.matrices.values()]
+        self.matrices = [p for p in model.parameters() if p.ndim == 2]
+        self.rows, self.previous = [], [p.detach().clone() for p in self.matrices]
 
     def __call__(self):
-        now = [p.detach().clone() for p in self.matrices.values()]
+        now = [p.detach().clone() for p in self.matrices]
         pairs = zip(now, self.previous, strict=True)
         self.rows.append([((p - old).std() / p.std()).clamp(min=1e-9).log10().item() for p, old in pairs])
         self.previous = now
@@ -1383,11 +1384,10 @@ load = Run.load
 
 def start_run(given, verbose=False, lines=None):
     """The run that the settings ask for: a new one, one that the work folder holds, or the mixture of several."""
-    name, folder = MODES[mode_of(given)].opens, Path(given.get("work_dir", ""))
     if "mix" in given:
         return mix(given)
-    if name:
-        return open_run(load_checkpoint(folder / name), given, verbose, lines)
+    if name := MODES[mode_of(given)].opens:
+        return open_run(load_checkpoint(Path(given.get("work_dir", "")) / name), given, verbose, lines)
     config = configure(given, None, verbose)
     if lines is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
@@ -1598,7 +1598,8 @@ def heeded(given, kind, verbose):
         elif name not in uses(kind):
             ignored[name] = [kind, *(k for k in ROWS if name in uses(k))]
     if ignored and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
-        words = (f"{flag(n)} is not used by {who}, only by {', '.join(users)}" for n, (who, *users) in ignored.items())
+        users = {n: f", only by {', '.join(some)}" * bool(some) for n, (_, *some) in ignored.items()}
+        words = (f"{flag(n)} is not used by {who[0]}{users[n]}" for n, who in ignored.items())
         line = "; ".join(words).replace("--train", "training")
         depth = 1  # a warning is about the line that called this file
         while not verbose and sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
@@ -2154,10 +2155,9 @@ def introduce(run):
     print(f"data: {config.input_file}: {sizes} lines, {len(run.vocab)} tokens, longest line {corpus.longest}")
     repeated = sum(map(set(corpus.train).__contains__, corpus.test))
     print(f"overlap: {repeated:,} of the test lines are training lines, too; --dedup would drop repeated lines")
-    count = sum(p.numel() for p in run.model.parameters())
-    size = "counts" if hasattr(run.model, "fit") else f"{count:,} parameters"
+    count, fit = sum(p.numel() for p in run.model.parameters()), hasattr(run.model, "fit")
     where = f"on {run.device}" + f", {threads} thread{'s'[: threads - 1]}" * (run.device.type == "cpu")
-    print(f"model: {config.type}, {size}, context {config.block_size}, {where}")
+    print(f"model: {config.type}, {'counts' if fit else f'{count:,} parameters'}, context {config.block_size}, {where}")
 
 
 def report(run, remark=""):

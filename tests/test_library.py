@@ -946,7 +946,7 @@ CHANGED = {
     makemore: dict(
         **CHANGED, block_size=16, dedup=True, type="bow", batchnorm=True, direct=True, init="zeros",
         n=3, smoothing="additive", strength=1.5, optimizer="sgd", backprop="manual", diagnose=True, prefix="a",
-        mix="mlp,ngram,mlp", fold_batchnorm=True, find_lr=True, check_backprop=True,
+        num_workers=4, mix="mlp,ngram,mlp", fold_batchnorm=True, find_lr=True, check_backprop=True,
     ),
     gpt: dict(
         **CHANGED, block_size=20, preset="gpt2", lookback=2, positions="learned", norm="layer", activation="gelu",
