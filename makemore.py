@@ -2333,7 +2333,7 @@ def apart(points, distance=0.05):
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>surprise</title><style>
-:root {{ color-scheme: light dark; font: 15px/1.7 monospace }} body {{ max-width: 90ch; margin: 2em auto }}
+:root {{ color-scheme: light dark; font: 15px/1.7 monospace }} body {{ margin: 2em max(1em, 50% - 45ch) }}
 main {{ white-space: pre-wrap; overflow-wrap: anywhere }} i {{ font-style: normal; position: relative }}
 i:hover::after {{ content: attr(data-guess); position: absolute; z-index: 1; top: 1.7em; left: 0; padding: 0 1em;
 white-space: pre; background: Canvas; border: 1px solid }}</style><h3>{title}</h3><p>The redder, the more surprising,
