@@ -897,7 +897,7 @@ def begin(run, settings):
     if run.plan.compile:
         run.net = try_compile(run)
     if run.processes.size > 1:
-        run.net = nn.parallel.DistributedDataParallel(run.net, broadcast_buffers=False)
+        run.net = nn.parallel.DistributedDataParallel(run.net)
     run.console.start_clock(losses)
 
 

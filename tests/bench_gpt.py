@@ -3,6 +3,7 @@
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
     python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
+    python tests/bench_gpt.py processes                   # one batch shared by two processes of this machine
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
 
 The text is Tiny Shakespeare at ../shared/data/input.txt, or any --text. nanoGPT runs its own train.py in a temporary
@@ -213,6 +214,30 @@ def bench_dtype(text_path, folder, seeds, steps=400):
         print(f"mini, {steps} steps, {dtype:<9} {words}, {mean}", flush=True)
 
 
+def bench_processes(text_path, folder, rounds=3, steps=40):
+    """The pace of mini, its batch in one process and shared by two on the same machine, taking turns."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ways = {
+        "one process, one thread": ([], 1),
+        "one process, two threads": ([], 2),
+        "two processes, one thread each": (torchrun, 1),
+    }
+    spent = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, (start, threads) in ways.items():
+            flags = ["-i", text_path, "-o", f"{folder}/p", "--preset", "mini", "--threads", threads, "--device", "cpu"]
+            flags += ["--max-steps", 2 * steps, "--eval-interval", steps, "--eval-chars", 2000, "--num-samples", 0]
+            command = [sys.executable, *start, ROOT / "gpt.py", *flags]
+            subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
+            with open(f"{folder}/p/log.csv") as f:
+                _, first, last = csv.DictReader(f)  # the first half is for getting warm
+            spent[way].append(1000 * (float(last["seconds"]) - float(first["seconds"])) / steps)
+    alone = statistics.median(spent["one process, one thread"])
+    for way, times in spent.items():
+        pace = statistics.median(times)
+        print(f"mini, {way}: {pace:.1f} ms/step, {alone / pace:.2f} x", flush=True)
+
+
 def bench_encode(text, folder, gigabytes):
     """Encode and train on a generated text far larger than the memory that is used."""
     path = Path(folder) / "big.txt"
@@ -256,7 +281,7 @@ def bench_encode(text, folder, gigabytes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="loss, time, step, sample, dtype, encode (default: all)")
+    parser.add_argument("what", nargs="*", help="loss, time, step, sample, dtype, processes, encode (default: all)")
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
@@ -265,7 +290,7 @@ def main():
     args = parser.parse_args()
     if not Path(args.text).exists():
         sys.exit(f"no {args.text}: name a text with --text")
-    what = args.what or ["loss", "time", "step", "sample", "dtype", "encode"]
+    what = args.what or ["loss", "time", "step", "sample", "dtype", "processes", "encode"]
     text = Path(args.text).read_text(encoding="utf-8")
     val = gpt.Vocab("".join(sorted(set(text)))).encode(text)[int(0.9 * len(text)) :]
     print(
@@ -286,6 +311,8 @@ def main():
             bench_sample(nano)
         if "dtype" in what:
             bench_dtype(args.text, folder, args.seeds)
+        if "processes" in what:
+            bench_processes(args.text, folder)
         if "encode" in what:
             bench_encode(text, folder, args.gigabytes)
 
