@@ -1300,8 +1300,7 @@ def inspect_layers(model, x, y):
     found = []
     for name, layer, out in rows:
         weight, size = getattr(layer, "weight", None), out.detach().abs()
-        dead = (size > 0.99).flatten(0, -2).all(0).float().mean().item()
-        shares = (size > 0.97).float().mean().item(), dead
+        shares = (size > 0.97).float().mean().item(), (size > 0.99).flatten(0, -2).all(0).float().mean().item()
         grads = weight, None if weight is None else weight.grad
         found.append(LayerRow(name, type(layer).__name__, out.detach(), out.grad, *grads, *shares))
     return loss.item(), found
@@ -1532,19 +1531,23 @@ def parse_args(argv):
     return given
 
 
-def check_settings(settings, modes=(), group=""):
-    """Settings by name, checked as flags are: what is True is a flag alone, and None is as good as not given."""
-    flags = []
+def as_flags(settings):
+    """Yield settings as the words of flags: what is True is a flag alone, and None is as good as not given."""
     for name, value in settings.items():
+        if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
+            yield from [[flag("no_" * (not value) + name)]] * (value or SETTINGS[name].metadata["group"] == "model")
+        elif value is not None or name not in SETTINGS:
+            yield [flag(name), str(value)]
+
+
+def check_settings(settings, modes=(), group=""):
+    """Settings by name, checked as flags are."""
+    for name in settings:
         if group and name in SETTINGS and SETTINGS[name].metadata["group"] != group and name != "seed":
             raise UserError(f"only settings of {group}, not {name}: in Python, give that to load()")
         if name in {*MODES, "diagnose"}.difference(modes):
             raise UserError(f"{name} is for the command line; in Python, load a run, which can do all of that")
-        if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
-            flags += [flag(name)] if value else [flag("no_" + name)] * (SETTINGS[name].metadata["group"] == "model")
-        elif value is not None or name not in SETTINGS:
-            flags.append(f"{flag(name)}={value}")
-    return parse_args(flags)
+    return parse_args(["=".join(words) for words in as_flags(settings)])
 
 
 def default_text(f, kind):
@@ -1560,9 +1563,7 @@ def table_of_rows():
     """The registry for --help: what there is, the settings that each uses and their defaults."""
     lines = [f"{flag(KIND)} is one of these, with these defaults ({flag(KIND)} NAME --help shows them above):"]
     for name, row in ROWS.items():
-        given = {k: v for k, v in row.defaults.items() if v is not None}.items()
-        words = (flag("no_" + k) if v is False else f"{flag(k)} {v}" for k, v in given)
-        table = textwrap.wrap(" ".join(words).replace(" True", ""), 100, break_on_hyphens=False)
+        table = textwrap.wrap(" ".join(map(" ".join, as_flags(row.defaults))), 100, break_on_hyphens=False)
         lines += [f"  {name:<15} {row.about}", *(" " * 18 + line for line in table)]
     return "\n".join(lines)
 
@@ -1594,12 +1595,11 @@ def heeded(given, kind, verbose):
     mode, ignored = mode_of(given), {}
     for name in given:
         if name not in reads(mode):
-            ignored[name] = [flag(m) for m in (mode, *(m for m in MODES if name in reads(m)))]
+            ignored[name] = flag(mode), ", ".join(flag(m) for m in MODES if name in reads(m))
         elif name not in uses(kind):
-            ignored[name] = [kind, *(k for k in ROWS if name in uses(k))]
+            ignored[name] = kind, ", ".join(k for k in ROWS if name in uses(k))
     if ignored and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
-        users = {n: f", only by {', '.join(some)}" * bool(some) for n, (_, *some) in ignored.items()}
-        words = (f"{flag(n)} is not used by {who[0]}{users[n]}" for n, who in ignored.items())
+        words = (f"{flag(n)} is not used by {', only by '.join(filter(None, who))}" for n, who in ignored.items())
         line = "; ".join(words).replace("--train", "training")
         depth = 1  # a warning is about the line that called this file
         while not verbose and sys._getframe(depth).f_code.co_filename in (__file__, contextlib.__file__):
@@ -2232,8 +2232,8 @@ def command(run):
     """The command line that makes such a run again."""
     c, groups = asdict(run.config), ("data", "model", "training")
     usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
-    chosen = [n for n, f in SETTINGS.items() if f.metadata["group"] in groups and c[n] != usual[n]]
-    return f"python {PROGRAM}.py " + " ".join(shlex.join([flag(n), str(c[n])]) for n in chosen).replace(" True", "")
+    chosen = {n: c[n] for n, f in SETTINGS.items() if f.metadata["group"] in groups and c[n] != usual[n]}
+    return " ".join([f"python {PROGRAM}.py", *map(shlex.join, as_flags(chosen))])
 
 
 def plot_losses(run):

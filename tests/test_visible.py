@@ -206,6 +206,15 @@ def test_the_command_in_a_figure_makes_the_same_settings_again(module):
             assert getattr(again, name) == value, name
 
 
+@pytest.mark.parametrize("module, given", [(makemore, {"type": "wavenet", "batchnorm": False}), (gpt, {"tied": False})])
+def test_the_command_in_a_figure_can_switch_off(module, given):
+    given = {"preset": "gpt2", **given} if module is gpt else given
+    config = module.configure(module.check_settings(given))
+    words = module.command(SimpleNamespace(config=config)).split()
+    assert [word for word in words if word.startswith("--no-")] == [f"--no-{list(given)[-1]}"]
+    assert module.configure(module.parse_args(words[2:])) == config
+
+
 def test_letters_never_hide_each_other():
     rng = np.random.default_rng(1)
     for n, width in ((27, 1.0), (5, 1e-3), (60, 1.0)):
