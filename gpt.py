@@ -819,7 +819,7 @@ def start_run(given, verbose=False, text=None):
         checkpoint = load_checkpoint(given.get("init_from") or Path(given.get("work_dir", "")) / MODES[mode].opens)
         if mode != "init_from":
             return open_run(checkpoint, {"eval_chars": 0, **given} if mode == "eval" else given, verbose, text)
-        trained = open_run(checkpoint, {}).config
+        trained = open_run(checkpoint, {"device": "cpu"}).config  # its weights need not be on a GPU twice
     plan = make_plan(given)
     if not trained and given.get("preset", "auto") == "auto":
         given = {**given, "preset": "baby" if plan.device.type == "cuda" else "mini"}
