@@ -357,15 +357,6 @@ class FlattenConsecutive(nn.Module):
         return x.squeeze(1) if x.shape[1] == 1 else x
 
 
-class Sequential(nn.ModuleList):
-    """Layers applied one after the other."""
-
-    def forward(self, x):
-        for layer in self:
-            x = layer(x)
-        return x
-
-
 TANH_GAIN = 5 / 3  # tanh squashes; this gain keeps the standard deviation from layer to layer
 HEAD_GAIN = 0.1  # a small last layer: every network starts by calling all characters equally likely, at a loss of ln V
 
@@ -454,7 +445,7 @@ class MLP(WindowModel):
         self.first, *layers = tanh_layer(width, hidden, config.batchnorm, config.dropout, ContextLinear)
         for _ in range(config.n_layer - 1):
             layers += tanh_layer(hidden, hidden, config.batchnorm, config.dropout)
-        self.layers = Sequential([*layers, Linear(hidden, vocab_size, gain=HEAD_GAIN)])
+        self.layers = nn.Sequential(*layers, Linear(hidden, vocab_size, gain=HEAD_GAIN))
 
     def forward(self, idx):
         logits = self.layers(self.first(idx, self.token))  # (B, V)
@@ -473,7 +464,7 @@ class WaveNet(WindowModel):
         for _ in range(depth):
             layers += [FlattenConsecutive(2), *tanh_layer(2 * width, config.n_embd2, config.batchnorm, config.dropout)]
             width = config.n_embd2
-        self.layers = Sequential([*layers, Linear(width, vocab_size, gain=HEAD_GAIN)])
+        self.layers = nn.Sequential(*layers, Linear(width, vocab_size, gain=HEAD_GAIN))
 
     def forward(self, idx):
         return self.layers(idx)  # (B, V)
