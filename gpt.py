@@ -43,7 +43,7 @@ import zipfile
 from collections import OrderedDict, namedtuple
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 # Before torch is loaded: its threads shall sleep while they wait for each other, and Ctrl-C reach Python on Windows
@@ -87,8 +87,9 @@ class Config:
     positions: str = setting("model", None, "how heads know distances (GPT-2: learned)", choices=("rotary", "learned"))
     norm: str = setting("model", None, "what each sublayer begins with (GPT-2: layer)", choices=("rms", "layer"))
     activation: str = setting("model", None, "what makes the MLP non-linear (GPT-2: gelu)", choices=("relu2", "gelu"))
+    blend: bool = setting("model", None, "layers see the embedding, too, as much as they learn to (GPT-2: no)")
     tied: bool = setting("model", None, "the head shares the token embedding's weights (GPT-2: yes)")
-    dropout: float = setting("model", None, "share of activations dropped while training", high=0.99, fixed=False)
+    dropout: float = setting("model", None, "share of channels dropped while training", high=0.99, fixed=False)
 
     max_steps: int = setting("training", 2000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
     batch_size: int = setting("training", 24, "contexts per step, of all processes together", "-b", low=1, high=10**6)
@@ -223,16 +224,13 @@ class Bigram(nn.Module):
         return self.table(idx)  # (B, T, V)
 
 
-class Norm(nn.Module):
+Linear = partial(nn.Linear, bias=False)
+
+
+def Norm(config):
     """Give each position's channels a common scale: by their root mean square (Zhang & Sennrich 2019) or LayerNorm."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.shape = (config.n_embd,)
-        self.gain = nn.Parameter(torch.ones(self.shape)) if config.norm == "layer" else None
-
-    def forward(self, x):
-        return F.rms_norm(x, self.shape) if self.gain is None else F.layer_norm(x, self.shape, self.gain)
+    layer, C = config.norm == "layer", config.n_embd
+    return nn.LayerNorm(C, bias=False) if layer else nn.RMSNorm(C, elementwise_affine=False)
 
 
 class Rotary(nn.Module):
@@ -254,23 +252,15 @@ class Rotary(nn.Module):
         return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).to(x.dtype)
 
 
-class Linear(nn.Linear):
-    """A matrix without bias; `zero` says that it starts at zero, see `initialise`."""
-
-    def __init__(self, n_in, n_out, zero=False):
-        super().__init__(n_in, n_out, bias=False)
-        self.zero = zero
-
-
 class CausalSelfAttention(nn.Module):
     """All heads of a layer at once: every position takes a weighted average of itself and the earlier ones."""
 
     def __init__(self, config, rotary):
         super().__init__()
-        self.n_head, self.dropout, self.rotary = config.n_head, config.dropout, rotary
+        self.n_head, self.rotary = config.n_head, rotary
         self.qkv = Linear(config.n_embd, 3 * config.n_embd)
-        self.proj = Linear(config.n_embd, config.n_embd, zero=True)
-        self.weights = None  # set to a list, it makes forward leave the attention weights there: see attention_maps
+        self.proj = Linear(config.n_embd, config.n_embd)
+        self.watched = False  # whether to keep the attention weights: see attention_maps
 
     def forward(self, x, start=0, cache=None):
         B, T, C = x.shape
@@ -285,14 +275,11 @@ class CausalSelfAttention(nn.Module):
             keys, values = cache  # (B, H, block_size, D), filled up to `start`
             keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
             k, v = keys[:, :, : start + T], values[:, :, : start + T]
-        dropout = self.dropout if self.training else 0.0
-        if self.weights is not None or 1 < T < k.shape[2]:  # the kernel's mask needs as many queries as keys
-            y, weights = attend(q, k, v, q.shape[-1] ** -0.5)
-            if self.weights is not None:
-                self.weights.append(weights)
+        if self.watched or 1 < T < k.shape[2]:  # the kernel's mask needs as many queries as keys
+            y, self.weights = attend(q, k, v, q.shape[-1] ** -0.5)
         else:  # the same in one kernel that never writes the (T, T) weights down (Dao et al. 2022)
             with torch.autocast("cpu", enabled=False):  # or it would turn the float32 from above back
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout)
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
 
 
@@ -303,7 +290,7 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = config.activation
         self.up = Linear(config.n_embd, 4 * config.n_embd)
-        self.proj = Linear(4 * config.n_embd, config.n_embd, zero=True)
+        self.proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
         x = self.up(x)  # (B, T, 4 C)
@@ -317,20 +304,21 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn = Norm(config), CausalSelfAttention(config, rotary)
         self.norm2, self.mlp = Norm(config), MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout1d(config.dropout)  # a channel goes from all positions: costs nothing, works as well
 
     def forward(self, x, start=0, cache=None):
-        x = x + self.dropout(self.attn(self.norm1(x), start, cache))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x = x + self.dropout(self.attn(self.norm1(x), start, cache).mT).mT
+        return x + self.dropout(self.mlp(self.norm2(x)).mT).mT
 
 
 def initialise(model, table_std=0.3):
     """First weights, by kind. Zeros end every sublayer, so that a block starts as the identity, and a loss of ln V."""
-    for layer in model.modules():
+    for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, std=table_std)
         elif isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.0 if getattr(layer, "zero", False) else 0.6 * layer.in_features**-0.5)
+            last = name.endswith(("proj", "head"))
+            nn.init.normal_(layer.weight, std=0.0 if last else 0.6 * layer.in_features**-0.5)
 
 
 @dataclass
@@ -357,10 +345,11 @@ class GPT(nn.Module):
         self.earlier = nn.ModuleList(nn.Embedding(vocab_size + 1, config.n_embd) for _ in range(config.lookback - 1))
         rotary = Rotary(config.block_size, head_size) if config.positions == "rotary" else None
         self.position = None if rotary else nn.Embedding(config.block_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout1d(config.dropout)
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
+        self.blend = nn.ParameterList(torch.full((config.n_layer,), x) for x in (1.0, 0.0)) if config.blend else None
         self.norm = Norm(config)
-        self.head = Linear(config.n_embd, vocab_size, zero=True)
+        self.head = Linear(config.n_embd, vocab_size)
         initialise(self, table_std=0.02 if config.tied else 0.3)  # small where the table is the head, too
         if config.tied:
             self.head.weight = self.token.weight
@@ -388,8 +377,10 @@ class GPT(nn.Module):
         """Logits (B, T, V). With a cache, idx goes on where the last call ended."""
         start = 0 if cache is None else cache.length
         recent = idx.new_full((len(idx), len(self.earlier)), self.padding) if cache is None else cache.recent
-        x = self.dropout(self.embed(idx, recent, start))  # (B, T, C)
+        x = embedded = self.dropout(self.embed(idx, recent, start).mT).mT  # (B, T, C)
         for i, block in enumerate(self.blocks):
+            if self.blend:
+                x = self.blend[0][i] * x + self.blend[1][i] * embedded
             x = block(x, start, None if cache is None else cache.layers[i])
         if cache is not None:
             cache.recent = torch.cat((recent, idx), 1)[:, idx.shape[1] :]
@@ -408,8 +399,8 @@ class Entry:
 
 
 SIZE = dict(n_layer=4, n_head=4, n_embd=128, dropout=0.0)
-OURS = dict(lookback=4, positions="rotary", norm="rms", activation="relu2", tied=False, optimizer="muon")
-GPT2 = dict(lookback=1, positions="learned", norm="layer", activation="gelu", tied=True)
+OURS = dict(lookback=4, positions="rotary", norm="rms", activation="relu2", blend=True, tied=False, optimizer="muon")
+GPT2 = dict(lookback=1, positions="learned", norm="layer", activation="gelu", blend=False, tied=True)
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, warmup_steps=100, weight_decay=0.1)
 
 # fmt: off
@@ -421,6 +412,9 @@ PRESETS = {
     "gpt2": Entry(GPT, "GPT-2's recipe at mini's size, to compare with",
                   {**SIZE, **GPT2, **ADAMW, "batch_size": 12, "max_steps": 2000, "learning_rate": 1e-3,
                    "schedule": "cosine", "grad_clip": 1.0}, threads=8),
+    "small": Entry(GPT, "2.7M parameters: the best that two cores learn in an hour, with --compile on",
+                   dict(OURS, n_layer=6, n_head=6, n_embd=192, block_size=256, dropout=0.15, batch_size=12,
+                        max_steps=5000, learning_rate=0.02)),
     "baby": Entry(GPT, "10.7M parameters, for any graphics card with 8 GB, or less with more patience",
                   dict(OURS, n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2, batch_size=64)),
     "large": Entry(GPT, "51M parameters, for much text and a card with 24 GB",
@@ -528,7 +522,6 @@ class Run:
         self.folder = Path(config.work_dir) if config.work_dir else None  # None: nothing is written
         self.progress, self.console = Progress(), Console(self, verbose and self.processes.rank == 0)
         self.optimizers, self.scaler, self.memory, self.source = [], None, {}, None  # see `begin`, `keep`, `set_aside`
-        self.generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
 
     def evaluate(self, part="val", text=None):
         """The mean loss over a part ("train" or "val") in nats per character; config.eval_chars of them, 0: all."""
@@ -598,14 +591,18 @@ class Run:
     def draw(self):
         """The micro-batches of a step: all processes draw the same contexts, and each takes its share."""
         c, share, (low, high) = self.config, self.config.batch_size // self.processes.size, self.data.parts["train"]
-        starts = low + torch.randint(high - low - c.block_size, (c.batch_size,), generator=self.generator)
-        mine = starts[self.processes.rank * share :][:share].chunk(self.micro_batches)
+        room = high - low - c.block_size  # where a context can begin: side by side, elsewhere in each epoch
+        n = min(10**6, max(1, room // c.block_size))
+        index, epoch = drawn(self.progress.step, c.batch_size, n, c.seed)
+        starts = low + ((index + 0.618 * epoch % 1) * (room / n)).astype(np.int64)
+        mine = torch.from_numpy(starts[self.processes.rank * share :][:share]).chunk(self.micro_batches)
         return [self.data.batch(part, c.block_size, self.device) for part in mine]
 
     def learn(self):
         rate, batches, losses = learning_rate(self.progress.step, self.config, self.horizon), self.draw(), []
         for i, (x, y) in enumerate(batches, 1):
-            with self.processes.gradients(self.net, shared=i == len(batches)):
+            last = i == len(batches) or self.processes.size == 1  # then all processes add up their gradients
+            with contextlib.nullcontext() if last else self.net.no_sync():
                 with self.plan.autocast():
                     loss = cross_entropy(self.net(x), y) / len(batches)
                 self.scaler.scale(loss).backward()
@@ -617,7 +614,8 @@ class Run:
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            with self.plan.autocast():  # Muon's products
+                self.scaler.step(optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -652,6 +650,17 @@ class Run:
 # THE LESSONS: what is worth knowing outside the main line. Each can be read, or skipped, by itself.
 # ======================================================================================================================
 # The schedule, and the optimizer: where two thirds of the steps are saved
+
+
+@lru_cache(maxsize=1)
+def shuffled(n, seed, epoch):
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def drawn(step, batch_size, n, seed):
+    """Which of n examples (B,) a step learns from, and the epoch: each has all of them once, in an order of its own."""
+    epoch, i = divmod(step, max(1, n // batch_size))  # known from the step alone: nothing to be saved
+    return shuffled(max(n, batch_size), seed, epoch)[i * batch_size :][:batch_size] % n, epoch
 
 
 def learning_rate(step, config, horizon):
@@ -701,8 +710,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024): every direction in a matrix moves by the same amount.
 
     A gradient's few large singular values drown the small ones, through which what is rare is learned. For the matrices
-    inside a network only; embeddings, gains and the head are AdamW's. The matrices of one shape go through
-    the products together, and in float32, which old GPUs and processors do faster than bfloat16.
+    inside a network only; embeddings, gains and the head are AdamW's. The matrices of one shape go through the products
+    together, in the arithmetic of the layers.
     """
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.9):
@@ -719,9 +728,10 @@ class Muon(torch.optim.Optimizer):
                 buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])  # a look ahead (Nesterov 1983)
-                update = orthogonalise(torch.stack(nesterov))  # (N, rows, columns)
+                height = columns if rows == 3 * columns else rows  # Q, K and V are three matrices, not one
+                update = orthogonalise(torch.stack(nesterov).view(-1, height, columns)).view(-1, rows, columns)
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                step_size = -group["lr"] * max(1, rows / columns) ** 0.5  # as much change in the output for any shape
+                step_size = -group["lr"] * max(1, height / columns) ** 0.5  # as much change in the output for any shape
                 torch._foreach_add_(params, update.unbind(), alpha=step_size)
 
 
@@ -730,18 +740,18 @@ def make_optimizers(model, config):
 
     Muon takes the matrices of Linear layers, except model.head; AdamW the embeddings and the rest, at their own rates.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not getattr(model, "head", None)]
-    inner, tables = {id(m.weight) for m in layers}, {id(m.weight) for m in model.modules() if type(m) is nn.Embedding}
-    parameters = list(model.parameters())  # a tied weight counts once
+    head, parameters = getattr(model, "head", None), list(model.parameters())  # a tied weight counts once
+    inner = {m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+    tables = {m.weight for m in model.modules() if type(m) is nn.Embedding}
+
+    def group(scale, weight_decay, belongs):
+        return dict(params=[p for p in parameters if belongs(p)], scale=scale, weight_decay=weight_decay)
+
     if config.optimizer == "muon" and inner:
-        rest = [p for p in parameters if id(p) not in inner | tables]
-        groups = [dict(params=[p for p in parameters if id(p) in tables], scale=1.0), dict(params=rest, scale=0.7)]
-        matrices = [dict(params=[p for p in parameters if id(p) in inner], scale=1.0)]
-        muon = Muon(matrices, lr=0.0, weight_decay=config.weight_decay)
-        return [muon, torch.optim.AdamW(groups, lr=0.0, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)]
-    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
-    groups = [(matrices, config.weight_decay), (others, 0.0)]
-    groups = [dict(params=params, weight_decay=decay, scale=1.0) for params, decay in groups if params]
+        muon = Muon([group(1.0, config.weight_decay, lambda p: p in inner)], lr=0.0)
+        groups = [group(1.0, 0.0, lambda p: p in tables), group(0.7, 0.0, lambda p: p not in inner | tables)]
+        return [muon, torch.optim.AdamW(groups, lr=0.0, betas=(0.8, 0.95), eps=1e-10, fused=True)]
+    groups = [group(1.0, config.weight_decay, lambda p: p.ndim > 1), group(1.0, 0.0, lambda p: p.ndim <= 1)]
     return [torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)]
 
 
@@ -774,14 +784,14 @@ def attention_maps(model, idx):
     if not layers:
         raise UserError("this model has no attention to look at")
     for layer in layers:
-        layer.weights = []
+        layer.watched = True
     try:
         with inference(model):
             model(idx[None])
-        return torch.stack([layer.weights[0][0] for layer in layers]).float().cpu()
+        return torch.stack([layer.weights[0] for layer in layers]).float().cpu()
     finally:
         for layer in layers:
-            layer.weights = None
+            layer.watched = layer.weights = None
 
 
 # ======================================================================================================================
@@ -1181,7 +1191,6 @@ def survey(path, tokens_path, more_chars=""):
     source = dict(size=stat.st_size, time=stat.st_mtime_ns, sha256=digest)
     if head and head["source"] == source and set(head.get("more", "")) <= set(more_chars) <= set(head["chars"]):
         return head
-
     seen, ascii_seen, count = np.zeros(sys.maxunicode + 1, dtype=bool), b"", 0
     for text in read_chunks(path):
         count += len(text)
@@ -1438,7 +1447,7 @@ class Progress:
 
 PATTERN = dict(  # what `snapshot` makes, see `compare`
     config={"preset": "", "input_file": ""}, progress=asdict(Progress()), vocab="", digest="", file="", model={},
-    optimizers=[], scaler={}, batches=torch.Generator().get_state(), processes=[],
+    optimizers=[], scaler={}, processes=[],
 )  # fmt: skip
 
 
@@ -1455,7 +1464,6 @@ def snapshot(run):
         model=run.model.state_dict(),
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict() if run.scaler else {},
-        batches=run.generator.get_state(),
         processes=run.processes.everyone(dict(rng=torch.get_rng_state(), cuda_rng=cuda, losses=run.console.carried())),
     )
 
@@ -1469,7 +1477,6 @@ def restore(run, checkpoint):
         run.model.load_state_dict(checkpoint["model"])
         if checkpoint["scaler"] and run.scaler.is_enabled():
             run.scaler.load_state_dict(checkpoint["scaler"])
-        run.generator.set_state(checkpoint["batches"])
         run.progress = Progress(**checkpoint["progress"])
         if run.processes.rank < len(checkpoint["processes"]):  # one that was not there before has its own chance
             mine = checkpoint["processes"][run.processes.rank]
@@ -1672,10 +1679,6 @@ class Processes:
             dist.init_process_group("nccl" if nccl else "gloo")
             atexit.register(dist.destroy_process_group)
             atexit.register(gc.collect)  # runs before: what still refers to the group must go first
-
-    def gradients(self, net, shared):
-        """While it lasts, backward leaves gradients to be added up among all processes, or not yet."""
-        return contextlib.nullcontext() if shared or self.size == 1 else net.no_sync()
 
     def everyone(self, value):
         """The values of all processes, a list by rank."""
@@ -2126,8 +2129,7 @@ def do_train(run):
     with locked(run.folder) if run.processes.rank == 0 else contextlib.nullcontext():
         introduce(run)  # nothing is announced where nothing can be kept
     run.train()
-    words = "final: train {:.4f} val {:.4f} nats/char {}"
-    run.console.say(words.format(run.evaluate("train"), run.evaluate("val"), outcome(run)))
+    run.console.say(f"final: train {run.evaluate('train'):.4f} val {run.evaluate('val'):.4f} nats/char {outcome(run)}")
     if run.processes.rank == 0:
         write(run)
         with optional():
@@ -2149,8 +2151,7 @@ def do_eval(run):
 
 
 def do_attention(run):
-    text, path = run.config.attention[-run.config.block_size :], run.folder / "attention.png"
-    plot_attention(path, run, text)
+    plot_attention(path := run.folder / "attention.png", run, run.config.attention[-run.config.block_size :])
     print(f"attention: {path}")
 
 

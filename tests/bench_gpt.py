@@ -2,6 +2,7 @@
 
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
+    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled: half an hour (--steps 2000: less)
     python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
     python tests/bench_gpt.py processes                   # one batch shared by two processes of this machine
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
@@ -153,13 +154,13 @@ def bench_step(nano, text_path, folder, rounds=3, steps=150):
 NAMES = {
     "transformer.wte.weight": "token.weight",
     "transformer.wpe.weight": "position.weight",
-    "transformer.ln_f.weight": "norm.gain",
+    "transformer.ln_f.weight": "norm.weight",
 }
 PARTS = {
-    "ln_1.weight": "norm1.gain",
+    "ln_1.weight": "norm1.weight",
     "attn.c_attn.weight": "attn.qkv.weight",
     "attn.c_proj.weight": "attn.proj.weight",
-    "ln_2.weight": "norm2.gain",
+    "ln_2.weight": "norm2.weight",
     "mlp.c_fc.weight": "mlp.up.weight",
     "mlp.c_proj.weight": "mlp.proj.weight",
 }
@@ -199,6 +200,18 @@ def bench_sample(nano, characters=1000, rounds=3):
         f"nanoGPT {a:.2f} s, gpt.py {b:.2f} s => {a / b:.1f} x",
         flush=True,
     )
+
+
+def bench_small(nano, text_path, folder, steps):
+    """The loss of the preset small, and how long it takes in all: starting, compiling, evaluating and drawing, too."""
+    theirs = statistics.fmean(nano.train(2000)) * 2
+    print(f"nanoGPT's 2,000 steps: {theirs:.1f} s", flush=True)
+    for n in steps:
+        start, flags = time.perf_counter(), ["--preset", "small", "--compile", "on", "--max-steps", n]
+        seconds, loss, pace = ours(f"{folder}/small", text_path, *flags, "--decay-steps", n)
+        whole = time.perf_counter() - start
+        words = f"{seconds:.0f} s of training at {pace:.0f} ms/step, {whole:.0f} s in all"
+        print(f"small, {n} steps: val {loss:.4f}; {words} = {whole / theirs:.1f} times nanoGPT's", flush=True)
 
 
 def bench_dtype(text_path, folder, seeds, steps=400):
@@ -281,10 +294,11 @@ def bench_encode(text, folder, gigabytes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="loss, time, step, sample, dtype, processes, encode (default: all)")
+    parser.add_argument("what", nargs="*", help="small, or loss, time, step, sample, dtype, processes, encode (the default)")
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, nargs="*", default=[5000])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tmp", default=tempfile.gettempdir())
     args = parser.parse_args()
@@ -297,7 +311,7 @@ def main():
         f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads, {args.text}", flush=True
     )
     with tempfile.TemporaryDirectory(dir=args.tmp) as folder:
-        if {"loss", "time", "step", "sample"} & set(what):
+        if {"loss", "time", "step", "sample", "small"} & set(what):
             if not args.nanogpt:
                 sys.exit("name a checkout of karpathy/nanoGPT with --nanogpt")
             nano = NanoGPT(args.nanogpt, text, folder)
@@ -309,6 +323,8 @@ def main():
             bench_step(nano, args.text, folder)
         if "sample" in what:
             bench_sample(nano)
+        if "small" in what:
+            bench_small(nano, args.text, folder, args.steps)
         if "dtype" in what:
             bench_dtype(args.text, folder, args.seeds)
         if "processes" in what:

@@ -153,8 +153,17 @@ def test_attention_maps_leave_the_logits_alone():
     maps = gpt.attention_maps(model, idx)
     assert maps.shape == (2, 2, 12, 12)
     assert torch.allclose(maps.sum(-1), torch.ones(2, 2, 12))
-    model.blocks[0].attn.weights, model.blocks[1].attn.weights = [], []
+    model.blocks[0].attn.watched = model.blocks[1].attn.watched = True
     assert torch.allclose(model(idx[None]), fused, atol=1e-5)
+
+
+def test_dropout_takes_channels_from_all_positions_of_a_context():
+    block = gpt.build(gpt.configure(dict(preset="mini", n_layer=1, dropout=0.5)), 11).blocks[0].train()
+    x = torch.ones(3, 7, 128)
+    kept = block.dropout(x.mT).mT
+    assert torch.equal(kept, kept[:, :1].expand(-1, 7, -1)) and set(kept.unique().tolist()) == {0.0, 2.0}
+    assert not torch.equal(kept[0], kept[1]) and 0.4 < (kept == 0).float().mean() < 0.6
+    assert torch.equal(block.eval().dropout(x.mT).mT, x)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -246,6 +255,27 @@ def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions(shape
     quick = gpt.orthogonalise(g)  # the three iterations that training makes do with
     assert F.cosine_similarity(quick.flatten(1), ideal.flatten(1)).min() > 0.9
     assert F.cosine_similarity(g.flatten(1), ideal.flatten(1)).max() < 0.8
+
+
+def test_muon_takes_q_k_and_v_for_three_matrices():
+    stacked, g = torch.nn.Parameter(torch.randn(24, 8)), torch.randn(24, 8)
+    apart = [torch.nn.Parameter(part.detach().clone()) for part in stacked.chunk(3)]
+    stacked.grad = g
+    for p, part in zip(apart, g.chunk(3), strict=True):
+        p.grad = part.clone()
+    gpt.Muon([stacked], lr=0.1).step()
+    gpt.Muon(apart, lr=0.1).step()
+    assert torch.allclose(stacked, torch.cat(apart), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 128, 128), (3, 128, 512)])
+def test_bfloat16_is_enough_for_muon(shape):
+    g = stretched(*shape)[0]
+    exact = gpt.orthogonalise(g)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = gpt.orthogonalise(g).float()
+    assert F.cosine_similarity(coarse.flatten(1), exact.flatten(1)).min() > 0.99
+    assert torch.linalg.svdvals(coarse).max() < 1.1 * torch.linalg.svdvals(exact).max()
 
 
 def test_muon_is_its_formula():
@@ -564,7 +594,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, corpus, preset):
     assert run(*common, "-o", tmp_path / "parts", "--max-steps", 5) == 0
     assert run("-i", corpus, "-o", tmp_path / "parts", "--resume", "--max-steps", 12, "--eval-interval", 3) == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    for key in ("model", "optimizers", "batches", "processes", "vocab", "digest"):
+    for key in ("model", "optimizers", "processes", "vocab", "digest"):
         assert same(whole[key], parts[key]), key
     assert whole["progress"]["step"] == parts["progress"]["step"] == 12
     assert gpt.Progress(**whole["progress"]).best_loss == gpt.Progress(**parts["progress"]).best_loss
@@ -664,7 +694,7 @@ def test_a_model_of_ones_own_is_served_like_the_others(tmp_path, corpus, monkeyp
         assert run(*common, "-o", folder, "--max-steps", 50, "--decay-steps", 100) == 0
         assert run("-o", folder, "--preset", "own", "--resume", "--max-steps", 100) == 0
         a, b = weights(tmp_path / "whole"), weights(folder)
-        for key in ("model", "optimizers", "batches", "processes", "vocab", "digest"):
+        for key in ("model", "optimizers", "processes", "vocab", "digest"):
             assert same(a[key], b[key]), key
         best = gpt.Progress(**b["progress"]).best_loss
         assert best < math.log(len(b["vocab"])) - 1
@@ -795,7 +825,7 @@ for argv in {runs!r}:
     assert np.allclose([row[2:4] for row in a[1:]], [row[2:4] for row in b[1:]], atol=1e-5)
 
     a, b = (weights(tmp_path / name) for name in ("whole", "parts"))
-    for part in ("model", "optimizers", "batches", "processes"):
+    for part in ("model", "optimizers", "processes"):
         assert same(a[part], b[part]), part
     whole, parts = ({row[0]: row[2:] for row in checkpoint["progress"]["history"]} for checkpoint in (a, b))
     assert list(whole) == [0, 5, 10, 12] and list(parts) == [0, 5, 7, 10, 12]
@@ -1189,7 +1219,7 @@ def test_flags_that_nobody_reads_are_named_in_one_line_and_dropped(tmp_path, cor
         assert run(*args) == 0
         return capsys.readouterr().err
 
-    unused = "gpt: --n-head is not used by bigram, only by mini, gpt2, baby, large\n"
+    unused = "gpt: --n-head is not used by bigram, only by mini, gpt2, small, baby, large\n"
     common = ("-i", corpus, "-o", tmp_path / "o", "--num-samples", 0)
     assert told(*common, "--preset", "bigram", "--n-head", 3, "--max-steps", 2) == unused
     assert weights(tmp_path / "o")["config"]["n_head"] is None

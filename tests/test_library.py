@@ -286,6 +286,30 @@ def test_a_file_a_path_and_the_data_itself_train_the_same(module, tmp_path):
     assert same(weights(module.train(**tiny(module), input_file=str(path), max_steps=3)), wanted)
 
 
+def test_an_epoch_brings_every_example_once_in_an_order_of_its_own():
+    steps = [gpt.drawn(step, 4, 15, seed=1) for step in range(6)]
+    first, second = (sorted(i for index, e in steps if e == epoch for i in index) for epoch in (0, 1))
+    assert len(set(first)) == len(first) == len(second) == 12  # three whole batches; the others wait for their turn
+    assert [index.tolist() for index, _ in steps[:3]] != [index.tolist() for index, _ in steps[3:]]
+    assert gpt.drawn(4, 4, 15, seed=1)[0].tolist() == steps[4][0].tolist()
+    assert gpt.drawn(4, 4, 15, seed=2)[0].tolist() != steps[4][0].tolist()
+    few, epoch = gpt.drawn(3, 5, 2, seed=1)  # more than there are: some twice, and each as often as can be
+    assert sorted(np.bincount(few).tolist()) == [2, 3] and epoch == 3
+
+
+def test_the_contexts_of_an_epoch_lie_side_by_side_and_elsewhere_in_the_next(monkeypatch):
+    run, drawn = gpt.train(PLAY, **tiny(gpt, max_steps=0)), []
+    size, (_, high) = run.config.block_size, run.data.parts["train"]
+    monkeypatch.setattr(run.data, "batch", lambda part, *_: drawn.extend(part.tolist()))
+    steps = (high - size) // size // run.config.batch_size  # of an epoch
+    for run.progress.step in range(2 * steps):
+        run.draw()
+    epochs = sorted(drawn[: len(drawn) // 2]), sorted(drawn[len(drawn) // 2 :])
+    for starts in epochs:
+        assert min(np.diff(starts)) >= size and starts[0] >= 0 and starts[-1] + size < high
+    assert not set(epochs[0]) & set(epochs[1])
+
+
 @both
 def test_text_from_a_program_is_not_called_by_the_name_of_a_file(module):
     data = ["a", "b"] if module is makemore else "too\nshort"
@@ -527,7 +551,7 @@ def test_load_has_one_folder(module, trained):
 
 UNUSED = {
     makemore: ("mlp", dict(n=3), "--n is not used by mlp, only by ngram"),
-    gpt: ("bigram", dict(n_layer=2), "--n-layer is not used by bigram, only by mini, gpt2, baby, large"),
+    gpt: ("bigram", dict(n_layer=2), "--n-layer is not used by bigram, only by mini, gpt2, small, baby, large"),
 }
 CALLS = {
     "train": lambda module, kind, given: train(module, kind=kind, max_steps=1, **given),
@@ -950,7 +974,7 @@ CHANGED = {
     ),
     gpt: dict(
         **CHANGED, block_size=20, preset="gpt2", lookback=2, positions="learned", norm="layer", activation="gelu",
-        tied=True, optimizer="adamw", grad_accum=2, max_new_tokens=5, prompt="Th", dtype="bfloat16",
+        blend=False, tied=True, optimizer="adamw", grad_accum=2, max_new_tokens=5, prompt="Th", dtype="bfloat16",
         compile="on", eval_chars=50, stop="e", init_from="mini/other.pt", attention="The sun",
     ),
 }

@@ -223,9 +223,9 @@ def test_first_weights_of_a_gpt(tied, std):
     config = gpt.configure({**TINY[gpt], "n_embd": 64, "tied": tied})
     model = gpt.build(config, 100)
     assert model.token.weight.std().item() == pytest.approx(std, rel=0.1)
-    for layer in model.blocks.modules():
-        if isinstance(layer, gpt.Linear):
-            expected = 0 if layer.zero else 0.6 / math.sqrt(layer.in_features)
+    for name, layer in model.blocks.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            expected = 0 if name.endswith("proj") else 0.6 / math.sqrt(layer.in_features)
             assert layer.weight.std().item() == pytest.approx(expected, rel=0.1)
 
 

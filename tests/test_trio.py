@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 trio = pytest.mark.parametrize("name", ["micrograd", "makemore", "gpt"])
 
 # Same name, another thing. Everything else that gpt.py and makemore.py both define is the same text in both.
-MODELS = {"Bigram", "Block", "CausalSelfAttention", "Entry", "Linear", "MLP"}
+MODELS = {"Bigram", "Block", "CausalSelfAttention", "Entry", "MLP"}
 DIFFERENT = MODELS | {"Config", "Run", "Vocab", "build", "configure", "introduce", "speed", "do_eval", "do_train"}
 DIFFERENT |= {"train", "start_run", "open_run", "begin", "learning", "snapshot", "restore", "keep", "glimpse"}
 DIFFERENT |= {"do_interactive"}
