@@ -2,7 +2,7 @@
 
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
-    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled: half an hour (--steps 2000: less)
+    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled (--steps 2000: not all)
     python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
     python tests/bench_gpt.py processes                   # one batch shared by two processes of this machine
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
@@ -294,7 +294,7 @@ def bench_encode(text, folder, gigabytes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="small, or loss, time, step, sample, dtype, processes, encode (the default)")
+    parser.add_argument("what", nargs="*", help="small, or loss time step sample dtype processes encode (the default)")
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
