@@ -413,7 +413,7 @@ PRESETS = {
                   {**SIZE, **GPT2, **ADAMW, "batch_size": 12, "max_steps": 2000, "learning_rate": 1e-3,
                    "schedule": "cosine", "grad_clip": 1.0}, threads=8),
     "small": Entry(GPT, "2.7M parameters: the best that two cores learn in an hour, with --compile on",
-                   dict(OURS, n_layer=6, n_head=6, n_embd=192, block_size=256, dropout=0.15, batch_size=12,
+                   dict(OURS, n_layer=6, n_head=6, n_embd=192, block_size=256, dropout=0.2, batch_size=12,
                         max_steps=5000, learning_rate=0.02)),
     "baby": Entry(GPT, "10.7M parameters, for any graphics card with 8 GB, or less with more patience",
                   dict(OURS, n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2, batch_size=64)),
