@@ -2,7 +2,7 @@
 
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
-    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled (--steps 2000: not all)
+    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled (--steps 4000: longer)
     python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
     python tests/bench_gpt.py processes                   # one batch shared by two processes of this machine
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
@@ -298,7 +298,7 @@ def main():
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, nargs="*", default=[5000])
+    parser.add_argument("--steps", type=int, nargs="*", default=[2000])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tmp", default=tempfile.gettempdir())
     args = parser.parse_args()
