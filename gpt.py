@@ -224,9 +224,6 @@ class Bigram(nn.Module):
         return self.table(idx)  # (B, T, V)
 
 
-Linear = partial(nn.Linear, bias=False)
-
-
 def Norm(config):
     """Give each position's channels a common scale: by their root mean square (Zhang & Sennrich 2019) or LayerNorm."""
     layer, C = config.norm == "layer", config.n_embd
@@ -258,8 +255,8 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config, rotary):
         super().__init__()
         self.n_head, self.rotary = config.n_head, rotary
-        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
-        self.proj = Linear(config.n_embd, config.n_embd)
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.watched = False  # whether to keep the attention weights: see attention_maps
 
     def forward(self, x, start=0, cache=None):
@@ -289,8 +286,8 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.activation = config.activation
-        self.up = Linear(config.n_embd, 4 * config.n_embd)
-        self.proj = Linear(4 * config.n_embd, config.n_embd)
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x):
         x = self.up(x)  # (B, T, 4 C)
@@ -304,11 +301,16 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn = Norm(config), CausalSelfAttention(config, rotary)
         self.norm2, self.mlp = Norm(config), MLP(config)
-        self.dropout = nn.Dropout1d(config.dropout)  # a channel goes from all positions: costs nothing, works as well
+        self.dropout = config.dropout
 
     def forward(self, x, start=0, cache=None):
-        x = x + self.dropout(self.attn(self.norm1(x), start, cache).mT).mT
-        return x + self.dropout(self.mlp(self.norm2(x)).mT).mT
+        x = x + drop(self.attn(self.norm1(x), start, cache), self.training * self.dropout)
+        return x + drop(self.mlp(self.norm2(x)), self.training * self.dropout)
+
+
+def drop(x, p):
+    """Zero a share p of the channels, from all positions (Tompson et al. 2015): a mask for each of them costs time."""
+    return F.dropout1d(x.mT, p).mT if p else x
 
 
 def initialise(model, table_std=0.3):
@@ -317,8 +319,7 @@ def initialise(model, table_std=0.3):
         if isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, std=table_std)
         elif isinstance(layer, nn.Linear):
-            last = name.endswith(("proj", "head"))
-            nn.init.normal_(layer.weight, std=0.0 if last else 0.6 * layer.in_features**-0.5)
+            nn.init.normal_(layer.weight, std=0.6 * layer.in_features**-0.5 * (not name.endswith(("proj", "head"))))
 
 
 @dataclass
@@ -345,11 +346,11 @@ class GPT(nn.Module):
         self.earlier = nn.ModuleList(nn.Embedding(vocab_size + 1, config.n_embd) for _ in range(config.lookback - 1))
         rotary = Rotary(config.block_size, head_size) if config.positions == "rotary" else None
         self.position = None if rotary else nn.Embedding(config.block_size, config.n_embd)
-        self.dropout = nn.Dropout1d(config.dropout)
+        self.dropout = config.dropout
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
         self.blend = nn.ParameterList(torch.full((config.n_layer,), x) for x in (1.0, 0.0)) if config.blend else None
         self.norm = Norm(config)
-        self.head = Linear(config.n_embd, vocab_size)
+        self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
         initialise(self, table_std=0.02 if config.tied else 0.3)  # small where the table is the head, too
         if config.tied:
             self.head.weight = self.token.weight
@@ -377,7 +378,7 @@ class GPT(nn.Module):
         """Logits (B, T, V). With a cache, idx goes on where the last call ended."""
         start = 0 if cache is None else cache.length
         recent = idx.new_full((len(idx), len(self.earlier)), self.padding) if cache is None else cache.recent
-        x = embedded = self.dropout(self.embed(idx, recent, start).mT).mT  # (B, T, C)
+        x = embedded = drop(self.embed(idx, recent, start), self.training * self.dropout)  # (B, T, C)
         for i, block in enumerate(self.blocks):
             if self.blend:
                 x = self.blend[0][i] * x + self.blend[1][i] * embedded
@@ -591,9 +592,10 @@ class Run:
     def draw(self):
         """The micro-batches of a step: all processes draw the same contexts, and each takes its share."""
         c, share, (low, high) = self.config, self.config.batch_size // self.processes.size, self.data.parts["train"]
-        room = high - low - c.block_size  # where a context can begin: side by side, elsewhere in each epoch
-        n = min(10**6, max(1, room // c.block_size))
-        index, epoch = drawn(self.progress.step, c.batch_size, n, c.seed)
+        room, B = high - low - c.block_size, c.batch_size
+        n = min(10**6, max(1, room // c.block_size))  # contexts of an epoch, side by side, elsewhere in each
+        epoch, i = divmod(self.progress.step, max(1, n // B))  # known from the step alone: nothing to be saved
+        index = shuffled(max(n, B), c.seed, epoch)[i * B :][:B] % n
         starts = low + ((index + 0.618 * epoch % 1) * (room / n)).astype(np.int64)
         mine = torch.from_numpy(starts[self.processes.rank * share :][:share]).chunk(self.micro_batches)
         return [self.data.batch(part, c.block_size, self.device) for part in mine]
@@ -654,13 +656,8 @@ class Run:
 
 @lru_cache(maxsize=1)
 def shuffled(n, seed, epoch):
+    """The numbers below n, each once, in an order of this epoch's own: by chance alone a third would not come."""
     return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def drawn(step, batch_size, n, seed):
-    """Which of n examples (B,) a step learns from, and the epoch: each has all of them once, in an order of its own."""
-    epoch, i = divmod(step, max(1, n // batch_size))  # known from the step alone: nothing to be saved
-    return shuffled(max(n, batch_size), seed, epoch)[i * batch_size :][:batch_size] % n, epoch
 
 
 def learning_rate(step, config, horizon):
@@ -791,7 +788,7 @@ def attention_maps(model, idx):
         return torch.stack([layer.weights[0] for layer in layers]).float().cpu()
     finally:
         for layer in layers:
-            layer.watched = layer.weights = None
+            layer.watched, layer.weights = False, None
 
 
 # ======================================================================================================================

@@ -286,28 +286,40 @@ def test_a_file_a_path_and_the_data_itself_train_the_same(module, tmp_path):
     assert same(weights(module.train(**tiny(module), input_file=str(path), max_steps=3)), wanted)
 
 
-def test_an_epoch_brings_every_example_once_in_an_order_of_its_own():
-    steps = [gpt.drawn(step, 4, 15, seed=1) for step in range(6)]
-    first, second = (sorted(i for index, e in steps if e == epoch for i in index) for epoch in (0, 1))
-    assert len(set(first)) == len(first) == len(second) == 12  # three whole batches; the others wait for their turn
-    assert [index.tolist() for index, _ in steps[:3]] != [index.tolist() for index, _ in steps[3:]]
-    assert gpt.drawn(4, 4, 15, seed=1)[0].tolist() == steps[4][0].tolist()
-    assert gpt.drawn(4, 4, 15, seed=2)[0].tolist() != steps[4][0].tolist()
-    few, epoch = gpt.drawn(3, 5, 2, seed=1)  # more than there are: some twice, and each as often as can be
-    assert sorted(np.bincount(few).tolist()) == [2, 3] and epoch == 3
+def contexts(run, steps):
+    """Where the contexts begin that so many steps read, from the step at which the run stands."""
+    starts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.data, "batch", lambda part, *_: starts.extend(part.tolist()))
+        for _ in range(steps):
+            run.draw()
+            run.progress.step += 1
+    return starts
 
 
-def test_the_contexts_of_an_epoch_lie_side_by_side_and_elsewhere_in_the_next(monkeypatch):
-    run, drawn = gpt.train(PLAY, **tiny(gpt, max_steps=0)), []
+def test_an_epoch_brings_every_context_once_and_the_next_one_others_in_another_order():
+    run = gpt.train(PLAY, **tiny(gpt, max_steps=0))
     size, (_, high) = run.config.block_size, run.data.parts["train"]
-    monkeypatch.setattr(run.data, "batch", lambda part, *_: drawn.extend(part.tolist()))
     steps = (high - size) // size // run.config.batch_size  # of an epoch
-    for run.progress.step in range(2 * steps):
-        run.draw()
-    epochs = sorted(drawn[: len(drawn) // 2]), sorted(drawn[len(drawn) // 2 :])
-    for starts in epochs:
+    epochs = contexts(run, steps), contexts(run, steps)
+    for starts in map(sorted, epochs):
         assert min(np.diff(starts)) >= size and starts[0] >= 0 and starts[-1] + size < high
     assert not set(epochs[0]) & set(epochs[1])
+    assert [start // size for start in epochs[0]] != [start // size for start in epochs[1]] != sorted(epochs[1])
+    run.progress.step = steps + 3  # as if it went on from there
+    assert contexts(run, 2) == epochs[1][3 * run.config.batch_size :][: 2 * run.config.batch_size]
+    other = gpt.train(PLAY, **tiny(gpt, max_steps=0), seed=1)
+    assert contexts(other, steps) != epochs[0]
+
+
+def test_a_batch_of_more_contexts_than_there_are_has_all_of_them():
+    run = gpt.train(PLAY[:400], **tiny(gpt, max_steps=0, batch_size=64))
+    starts = contexts(run, 1)
+    n = (360 - 16) // 16
+    assert len(starts) == 64 and set(np.bincount(np.searchsorted(sorted(set(starts)), starts))) == {
+        64 // n,
+        64 // n + 1,
+    }
 
 
 @both
