@@ -309,7 +309,7 @@ class Block(nn.Module):
 
 
 def drop(x, p):
-    """Zero a share p of the channels, from all positions (Tompson et al. 2015): a mask for each of them costs time."""
+    """Zero a share p of the channels, from all positions (Tompson et al. 2015): one mask for all costs no time."""
     return F.dropout1d(x.mT, p).mT if p else x
 
 
@@ -603,7 +603,7 @@ class Run:
     def learn(self):
         rate, batches, losses = learning_rate(self.progress.step, self.config, self.horizon), self.draw(), []
         for i, (x, y) in enumerate(batches, 1):
-            last = i == len(batches) or self.processes.size == 1  # then all processes add up their gradients
+            last = i == len(batches) or self.processes.size == 1  # with the last, all processes add up their gradients
             with contextlib.nullcontext() if last else self.net.no_sync():
                 with self.plan.autocast():
                     loss = cross_entropy(self.net(x), y) / len(batches)
@@ -615,8 +615,8 @@ class Run:
                 group["lr"] = rate * group["scale"]
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        for optimizer in self.optimizers:
-            with self.plan.autocast():  # Muon's products
+        with self.plan.autocast():  # for Muon's products
+            for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
@@ -1188,6 +1188,7 @@ def survey(path, tokens_path, more_chars=""):
     source = dict(size=stat.st_size, time=stat.st_mtime_ns, sha256=digest)
     if head and head["source"] == source and set(head.get("more", "")) <= set(more_chars) <= set(head["chars"]):
         return head
+
     seen, ascii_seen, count = np.zeros(sys.maxunicode + 1, dtype=bool), b"", 0
     for text in read_chunks(path):
         count += len(text)
@@ -2148,7 +2149,8 @@ def do_eval(run):
 
 
 def do_attention(run):
-    plot_attention(path := run.folder / "attention.png", run, run.config.attention[-run.config.block_size :])
+    text, path = run.config.attention[-run.config.block_size :], run.folder / "attention.png"
+    plot_attention(path, run, text)
     print(f"attention: {path}")
 
 
