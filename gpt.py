@@ -240,10 +240,10 @@ class Rotary(nn.Module):
         super().__init__()
         frequency = 1000.0 ** -torch.linspace(0, 1, head_size // 2 + 1)[:-1]  # a turn in 6, ..., in 5000 characters
         angle = torch.arange(block_size)[:, None] * frequency  # (T, D/2)
-        self.register_buffer("cos", angle.cos()[:, None], persistent=False)
-        self.register_buffer("sin", angle.sin()[:, None], persistent=False)
+        self.register_buffer("cos", angle.cos()[:, None, None], persistent=False)
+        self.register_buffer("sin", angle.sin()[:, None, None], persistent=False)
 
-    def forward(self, x, start):  # (B, T, H, D)
+    def forward(self, x, start):  # (B, T, ..., D)
         cos, sin = self.cos[start : start + x.shape[1]], self.sin[start : start + x.shape[1]]
         a, b = F.rms_norm(x, x.shape[-1:]).chunk(2, -1)
         return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).to(x.dtype)
@@ -264,14 +264,12 @@ class CausalSelfAttention(nn.Module):
         qkv = self.qkv(x)
         if x.device.type == "cpu" and qkv.dtype == torch.bfloat16:
             qkv = qkv.float()  # processors multiply much faster in bfloat16, but the attention kernel there is slower
-        q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # (B, T, H, D) each
-        if self.rotary:
-            q, k = self.rotary(q, start), self.rotary(k, start)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
-        if cache is not None:
-            keys, values = cache  # (B, H, block_size, D), filled up to `start`
-            keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
-            k, v = keys[:, :, : start + T], values[:, :, : start + T]
+        qk, v = qkv.view(B, T, 3, self.n_head, -1).split((2, 1), 2)  # (B, T, 2 and 1, H, D)
+        q, k = (self.rotary(qk, start) if self.rotary else qk).transpose(1, 3).unbind(2)  # (B, H, T, D) each
+        v = v[:, :, 0].transpose(1, 2)
+        if cache is not None:  # (B, H, 2, block_size, D), keys and values up to `start`
+            cache[:, :, :, start : start + T] = torch.stack((k, v), 2)
+            k, v = cache[:, :, :, : start + T].unbind(2)
         if self.watched or 1 < T < k.shape[2]:  # the kernel's mask needs as many queries as keys
             y, self.weights = attend(q, k, v, q.shape[-1] ** -0.5)
         else:  # the same in one kernel that never writes the (T, T) weights down (Dao et al. 2022)
@@ -327,7 +325,7 @@ class Cache:
     """What the layers have computed of a text so far, so that one more character costs one position's work."""
 
     recent: torch.Tensor  # (B, lookback - 1), the last tokens
-    layers: list  # keys and values of each layer, (B, H, block_size, D) each
+    layers: list  # keys and values of each layer, (B, H, 2, block_size, D)
     length: int = 0
 
 
@@ -357,8 +355,8 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size):
         device, C = self.token.weight.device, self.token.weight.shape[1]
-        shape, like = (batch_size, self.n_head, self.block_size, C // self.n_head), self.token.weight
-        layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
+        shape = batch_size, self.n_head, 2, self.block_size, C // self.n_head
+        layers = [self.token.weight.new_zeros(shape) for _ in self.blocks]
         return Cache(torch.full((batch_size, len(self.earlier)), self.padding, device=device), layers)
 
     def embed(self, idx, recent, start):
@@ -498,7 +496,7 @@ def continuation(model, idx, config, cached=True):
             if seen.shape[1] > size:
                 seen = fresh = seen[:, -max(1, size // 2) :]
                 cache = new_cache(len(idx))
-            with torch.no_grad():  # not around the yield, or it would hold for the caller, too
+            with torch.inference_mode():  # not around the yield, or it would hold for the caller, too
                 logits = (model(seen) if cache is None else model(fresh, cache))[:, -1]  # (B, V)
             probs = next_token_probs(logits.float().cpu(), config.temperature, config.top_k, config.top_p)
             token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
@@ -592,11 +590,11 @@ class Run:
     def draw(self):
         """The micro-batches of a step: all processes draw the same contexts, and each takes its share."""
         c, share, (low, high) = self.config, self.config.batch_size // self.processes.size, self.data.parts["train"]
-        room, B = high - low - c.block_size, c.batch_size
+        room = high - low - c.block_size
         n = min(10**6, max(1, room // c.block_size))  # contexts of an epoch, side by side, elsewhere in each
-        epoch, i = divmod(self.progress.step, max(1, n // B))  # known from the step alone: nothing to be saved
-        index = shuffled(max(n, B), c.seed, epoch)[i * B :][:B] % n
+        index, epoch = drawn(n, c.batch_size, self.progress.step, c.seed)
         starts = low + ((index + 0.618 * epoch % 1) * (room / n)).astype(np.int64)
+        reseed(self.device, c.seed + self.progress.step * self.processes.size + self.processes.rank)
         mine = torch.from_numpy(starts[self.processes.rank * share :][:share]).chunk(self.micro_batches)
         return [self.data.batch(part, c.block_size, self.device) for part in mine]
 
@@ -654,10 +652,21 @@ class Run:
 # The schedule, and the optimizer: where two thirds of the steps are saved
 
 
+def drawn(n, batch_size, step, seed):
+    """Which of n examples a step learns from, and its epoch: known from the step alone, so nothing has to be saved."""
+    epoch, i = divmod(step, max(1, n // batch_size))
+    return shuffled(max(n, batch_size), seed, epoch)[i * batch_size :][:batch_size] % n, epoch
+
+
 @lru_cache(maxsize=1)
 def shuffled(n, seed, epoch):
     """The numbers below n, each once, in an order of this epoch's own: by chance alone a third would not come."""
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def reseed(device, seed):
+    """What dropout draws on a device from now on is as the seed says. (Telling all devices takes torch far longer.)"""
+    {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch.default_generator).manual_seed(seed)
 
 
 def learning_rate(step, config, horizon):
@@ -843,7 +852,6 @@ def start_run(given, verbose=False, text=None):
             raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
     with fitting():
         run.new_chars = transfer(run.model, checkpoint, data.vocab.chars) if checkpoint else ""
-    torch.manual_seed(config.seed + plan.processes.rank)  # dropout differs from process to process
     return run
 
 
@@ -1445,13 +1453,12 @@ class Progress:
 
 PATTERN = dict(  # what `snapshot` makes, see `compare`
     config={"preset": "", "input_file": ""}, progress=asdict(Progress()), vocab="", digest="", file="", model={},
-    optimizers=[], scaler={}, processes=[],
+    optimizers=[], scaler={}, losses=[],
 )  # fmt: skip
 
 
 def snapshot(run):
     """All that is needed to go on as if nothing had happened, or to write from the folder alone, as one plain dict."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(
         program=PROGRAM,
         config=asdict(run.config),
@@ -1462,7 +1469,7 @@ def snapshot(run):
         model=run.model.state_dict(),
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict() if run.scaler else {},
-        processes=run.processes.everyone(dict(rng=torch.get_rng_state(), cuda_rng=cuda, losses=run.console.carried())),
+        losses=run.processes.everyone(run.console.carried()),
     )
 
 
@@ -1476,16 +1483,9 @@ def restore(run, checkpoint):
         if checkpoint["scaler"] and run.scaler.is_enabled():
             run.scaler.load_state_dict(checkpoint["scaler"])
         run.progress = Progress(**checkpoint["progress"])
-        if run.processes.rank < len(checkpoint["processes"]):  # one that was not there before has its own chance
-            mine = checkpoint["processes"][run.processes.rank]
-            torch.set_rng_state(mine["rng"])
-            if len(mine["cuda_rng"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(mine["cuda_rng"])
-            if run.progress.step % run.interval:  # stopped between two rows
-                losses = mine["losses"]
-                compare("the losses", losses, torch.zeros(len(losses)))
-                return losses.to(run.device).unbind()
-    return ()
+        losses = checkpoint["losses"][run.processes.rank % len(checkpoint["losses"])]  # of as many as there were
+        compare("the losses", losses, torch.zeros(len(losses)))
+        return losses.to(run.device).unbind() if run.progress.step % run.interval else ()  # stopped between two rows
 
 
 def keep(run, best):
@@ -1814,11 +1814,10 @@ def make_plan(settings):
 
 def measure_peak(plan):
     """Multiply two matrices for a moment: the operations per second that this machine reaches at best."""
-    generator = torch.Generator(plan.device).manual_seed(0)  # its own, so that no dropout falls differently for it
     best, n, seconds = 0.0, 1024, 0.0
     with contextlib.suppress(torch.OutOfMemoryError):
         while n == 1024 or (plan.device.type == "cuda" and n <= 8192 and seconds < 0.02):  # larger, while that is quick
-            a = torch.randn(n, n, device=plan.device, dtype=getattr(torch, plan.dtype), generator=generator)
+            a = torch.randn(n, n, device=plan.device, dtype=getattr(torch, plan.dtype))
             for _ in range(6):
                 start = time.perf_counter()
                 (a @ a)[0, 0].item()  # asking for a number waits for the product
@@ -1858,20 +1857,19 @@ def micro_batches(config, vocab_size, free, size=1):
 
 def try_compile(run):
     """The compiled model, or the model itself where that fails: errors may come when it is first called."""
-    devices, start = [run.device] if run.device.type == "cuda" else [], time.perf_counter()
-    with torch.random.fork_rng(devices):
-        try:
-            fast = torch.compile(run.model)
-            rows = run.config.batch_size // run.processes.size // run.micro_batches
-            x, y = run.data.batch([0] * rows, run.config.block_size, run.device)
-            with run.plan.autocast():
-                loss = cross_entropy(fast(x), y)
-            loss.backward()
-            run.console.say(f"compile: {timedelta(seconds=round(time.perf_counter() - start))} for the first step")
-        except Exception as e:  # whatever a compiler may raise
-            why = (str(e).strip() or type(e).__name__).splitlines()[0][:100]
-            run.console.say(f"compile: goes on without, slower ({why})")
-            fast = run.model
+    start = time.perf_counter()
+    try:
+        fast = torch.compile(run.model)
+        rows = run.config.batch_size // run.processes.size // run.micro_batches
+        x, y = run.data.batch([0] * rows, run.config.block_size, run.device)
+        with run.plan.autocast():
+            loss = cross_entropy(fast(x), y)
+        loss.backward()
+        run.console.say(f"compile: {timedelta(seconds=round(time.perf_counter() - start))} for the first step")
+    except Exception as e:  # whatever a compiler may raise
+        why = (str(e).strip() or type(e).__name__).splitlines()[0][:100]
+        run.console.say(f"compile: goes on without, slower ({why})")
+        fast = run.model
     run.model.zero_grad(set_to_none=True)
     return fast
 

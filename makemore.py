@@ -42,7 +42,7 @@ import zipfile
 from collections import OrderedDict, namedtuple
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 # Before torch is loaded: its threads shall sleep while they wait for each other, and Ctrl-C reach Python on Windows
@@ -771,7 +771,6 @@ class Run:
         self.folder = Path(config.work_dir) if config.work_dir else None  # None: nothing is written
         self.progress, self.console = Progress(), Console(self, verbose)
         self.optimizer = self.meter = None
-        self.generator = torch.Generator().manual_seed(config.seed)  # draws the batches and nothing else
         self.parts, self.memory, self.source = {}, {}, None  # see `examples`, `keep`, `set_aside`
 
     def evaluate(self, part="dev"):
@@ -835,7 +834,8 @@ class Run:
     def learn(self):
         c, data = self.config, self.examples("train")
         rate = learning_rate(self.progress.step, c, self.horizon)
-        x, y = data.batch(torch.randint(len(data), (c.batch_size,), generator=self.generator))
+        x, y = data.batch(torch.from_numpy(drawn(len(data), c.batch_size, self.progress.step, c.seed)[0]))
+        reseed(self.device, c.seed + self.progress.step)
         if c.backprop == "manual":
             loss = manual_gradients(self.model, x, y)
         else:
@@ -1239,8 +1239,7 @@ class Mixture(SequenceModel):
         """Choose the weights by expectation-maximisation (it never gets worse); return the members' losses (K,)."""
         logprobs = []
         with inference(self):
-            for index in dev.in_order(32_768):
-                x, y = dev.batch(index)
+            for x, y in map(dev.batch, dev.in_order(32_768)):
                 targets = y[y >= 0].expand(len(self.members), -1)[..., None]
                 logprobs.append(self.member_logprobs(x)[:, y >= 0].gather(-1, targets)[..., 0].cpu())
         p = torch.cat(logprobs, 1).double().exp()  # (K, N): each member's probability of the target
@@ -1312,7 +1311,24 @@ class UpdateMeter:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Learning rates: the schedule, and a test of which rate a model tolerates
+# Training: the order of the examples, the schedule, and a test of which rate a model tolerates
+
+
+def drawn(n, batch_size, step, seed):
+    """Which of n examples a step learns from, and its epoch: known from the step alone, so nothing has to be saved."""
+    epoch, i = divmod(step, max(1, n // batch_size))
+    return shuffled(max(n, batch_size), seed, epoch)[i * batch_size :][:batch_size] % n, epoch
+
+
+@lru_cache(maxsize=1)
+def shuffled(n, seed, epoch):
+    """The numbers below n, each once, in an order of this epoch's own: by chance alone a third would not come."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def reseed(device, seed):
+    """What dropout draws on a device from now on is as the seed says. (Telling all devices takes torch far longer.)"""
+    {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch.default_generator).manual_seed(seed)
 
 
 def learning_rate(step, config, horizon):
@@ -1826,20 +1842,18 @@ class Progress:
 
 PATTERN = dict(  # what `snapshot` makes, see `compare`
     config={"type": "", "input_file": ""}, progress=asdict(Progress()), vocab="", longest=0, digest="", file="",
-    model={}, optimizer={}, batches=torch.Generator().get_state(), rng=torch.get_rng_state(),
+    model={}, optimizer={},
 )  # fmt: skip
 
 
 def snapshot(run):
     """All that is needed to go on as if nothing had happened, or to sample from the folder alone, as one plain dict."""
-    kept = dict(config=asdict(run.config), progress=asdict(run.progress), vocab=run.vocab.chars)
+    kept = dict(config=asdict(run.config), progress=asdict(run.progress), losses=run.console.carried())
     file = run.data.places[0] if run.data.places else ""
-    data = dict(longest=run.data.longest, digest=run.data.digest, file=file, losses=run.console.carried())
+    data = dict(vocab=run.vocab.chars, longest=run.data.longest, digest=run.data.digest, file=file)
     weights = dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict() if run.optimizer else {})
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    chance = dict(batches=run.generator.get_state(), rng=torch.get_rng_state(), cuda_rng=cuda)
     members = {"members": [snapshot(member) for member in run.model.runs]} if hasattr(run.model, "runs") else {}
-    return {"program": PROGRAM, **kept, **data, **weights, **chance, **members}
+    return {"program": PROGRAM, **kept, **data, **weights, **members}
 
 
 def restore(run, checkpoint):
@@ -1848,10 +1862,6 @@ def restore(run, checkpoint):
         if checkpoint["progress"]["step"]:
             run.optimizer.load_state_dict(optimizer_state(run.optimizer, checkpoint["optimizer"]))
         run.model.load_state_dict(checkpoint["model"])
-        run.generator.set_state(checkpoint["batches"])
-        torch.set_rng_state(checkpoint["rng"])
-        if len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         run.progress = Progress(**checkpoint["progress"])
         losses = checkpoint["losses"]
         compare("the losses", losses, torch.zeros(len(losses)))
@@ -2384,11 +2394,10 @@ def do_eval(run):
     count = sum(map(len, lines)) + len(lines)
     print(f"eval: {sum(losses) / count:.4f} nats/char over {count} characters in {len(lines)} lines")
     lines = lines[: 1 + "\n".join(lines)[:20_000].count("\n")]  # those of the first 20,000 characters
-    data, found, text = run.examples(lines), [], "".join(f"{line}\n" for line in lines)
+    data, text = run.examples(lines), "".join(f"{line}\n" for line in lines)
     with inference(run.model):
-        for index in torch.arange(len(data)).split(16):
-            x, y = data.batch(index)
-            found += guessed(run.model(x), y).tolist()
+        batches = map(data.batch, torch.arange(len(data)).split(16))
+        found = [row for x, y in batches for row in guessed(run.model(x), y).tolist()]
     with optional():
         write_csv(run.folder / "scores.csv", ("line", "nats", "nats_per_char"), rows)
         title, page = f"{run.config.eval}: {sum(losses) / count:.4f} nats per character", run.folder / "surprise.html"

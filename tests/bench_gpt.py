@@ -2,7 +2,7 @@
 
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
-    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled (--steps 4000: longer)
+    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled (--flags="--max-steps 4000")
     python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
     python tests/bench_gpt.py processes                   # one batch shared by two processes of this machine
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
@@ -202,16 +202,15 @@ def bench_sample(nano, characters=1000, rounds=3):
     )
 
 
-def bench_small(nano, text_path, folder, steps):
+def bench_small(nano, text_path, folder, flags):
     """The loss of the preset small, and how long it takes in all: starting, compiling, evaluating and drawing, too."""
     theirs = statistics.fmean(nano.train(2000)) * 2
     print(f"nanoGPT's 2,000 steps: {theirs:.1f} s", flush=True)
-    for n in steps:
-        start, flags = time.perf_counter(), ["--preset", "small", "--compile", "on", "--max-steps", n]
-        seconds, loss, pace = ours(f"{folder}/small", text_path, *flags, "--decay-steps", n)
-        whole = time.perf_counter() - start
-        words = f"{seconds:.0f} s of training at {pace:.0f} ms/step, {whole:.0f} s in all"
-        print(f"small, {n} steps: val {loss:.4f}; {words} = {whole / theirs:.1f} times nanoGPT's", flush=True)
+    start = time.perf_counter()
+    seconds, loss, pace = ours(f"{folder}/small", text_path, "--preset", "small", "--compile", "on", *flags)
+    whole = time.perf_counter() - start
+    words = f"{seconds:.0f} s of training at {pace:.0f} ms/step, {whole:.0f} s in all"
+    print(f"{' '.join(['small', *flags])}: val {loss:.4f}; {words} = {whole / theirs:.1f} times nanoGPT's", flush=True)
 
 
 def bench_dtype(text_path, folder, seeds, steps=400):
@@ -298,7 +297,7 @@ def main():
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, nargs="*", default=[2000])
+    parser.add_argument("--flags", type=str.split, default=[], help="of gpt.py, for small")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tmp", default=tempfile.gettempdir())
     args = parser.parse_args()
@@ -324,7 +323,7 @@ def main():
         if "sample" in what:
             bench_sample(nano)
         if "small" in what:
-            bench_small(nano, args.text, folder, args.steps)
+            bench_small(nano, args.text, folder, args.flags)
         if "dtype" in what:
             bench_dtype(args.text, folder, args.seeds)
         if "processes" in what:

@@ -596,7 +596,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, corpus, preset):
     assert run(*common, "-o", tmp_path / "parts", "--max-steps", 5) == 0
     assert run("-i", corpus, "-o", tmp_path / "parts", "--resume", "--max-steps", 12, "--eval-interval", 3) == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    for key in ("model", "optimizers", "processes", "vocab", "digest"):
+    for key in ("model", "optimizers", "losses", "vocab", "digest"):
         assert same(whole[key], parts[key]), key
     assert whole["progress"]["step"] == parts["progress"]["step"] == 12
     assert gpt.Progress(**whole["progress"]).best_loss == gpt.Progress(**parts["progress"]).best_loss
@@ -696,7 +696,7 @@ def test_a_model_of_ones_own_is_served_like_the_others(tmp_path, corpus, monkeyp
         assert run(*common, "-o", folder, "--max-steps", 50, "--decay-steps", 100) == 0
         assert run("-o", folder, "--preset", "own", "--resume", "--max-steps", 100) == 0
         a, b = weights(tmp_path / "whole"), weights(folder)
-        for key in ("model", "optimizers", "processes", "vocab", "digest"):
+        for key in ("model", "optimizers", "losses", "vocab", "digest"):
             assert same(a[key], b[key]), key
         best = gpt.Progress(**b["progress"]).best_loss
         assert best < math.log(len(b["vocab"])) - 1
@@ -827,13 +827,22 @@ for argv in {runs!r}:
     assert np.allclose([row[2:4] for row in a[1:]], [row[2:4] for row in b[1:]], atol=1e-5)
 
     a, b = (weights(tmp_path / name) for name in ("whole", "parts"))
-    for part in ("model", "optimizers", "processes"):
+    for part in ("model", "optimizers", "losses"):
         assert same(a[part], b[part]), part
     whole, parts = ({row[0]: row[2:] for row in checkpoint["progress"]["history"]} for checkpoint in (a, b))
     assert list(whole) == [0, 5, 10, 12] and list(parts) == [0, 5, 7, 10, 12]
     assert same(whole, {step: parts[step] for step in whole})
-    first, second = (process["rng"] for process in a["processes"])
-    assert not torch.equal(first, second)
+
+
+def test_what_is_random_in_a_step_follows_from_the_step_and_the_process(corpus):
+    model, seen = gpt.train(corpus, preset="mini", max_steps=0, batch_size=4, quiet=True), {}
+    for size, rank, step in ((1, 0, 0), (1, 0, 1), (2, 0, 7), (2, 1, 7), (2, 0, 8), (2, 1, 8)):
+        model.processes, model.progress.step, model.micro_batches = types.SimpleNamespace(rank=rank, size=size), step, 1
+        for _ in range(2):
+            (x, _), *_ = model.draw()
+            seen.setdefault((size, rank, step), []).append((x, torch.rand(5)))
+    assert all(same(first, second) for first, second in seen.values())
+    assert len({tuple(drawn.tolist()) for (_, drawn), _ in seen.values()}) == len(seen)  # no two drop the same channels
 
 
 @posix
@@ -1070,7 +1079,6 @@ def test_the_peak_is_measured_with_little_memory_first(monkeypatch, measure_peak
         return randn(8, 8)
 
     monkeypatch.setattr(torch, "randn", small)
-    monkeypatch.setattr(torch, "Generator", lambda device: types.SimpleNamespace(manual_seed=lambda seed: None))
     card = gpt.Plan(torch.device("cuda", 0), "float32", False, "")
     assert math.isfinite(measure_peak(card)) and sizes == [1024, 2048, 4096]
 

@@ -76,9 +76,9 @@ def checkpoint(folder, name="last.pt"):
 
 
 def same_state(a, b, name="last.pt"):
-    """Two folders hold the same weights, momenta, random states and step."""
+    """Two folders hold the same weights, momenta, losses and step."""
     a, b = checkpoint(a, name), checkpoint(b, name)
-    parts = a.keys() & {"model", "optimizer", "optimizers", "batches", "rng", "vocab", "digest"}
+    parts = a.keys() & {"model", "optimizer", "optimizers", "losses", "vocab", "digest"}
     return a["progress"]["step"] == b["progress"]["step"] and all(same(a[part], b[part]) for part in parts)
 
 
@@ -310,6 +310,27 @@ def test_an_epoch_brings_every_context_once_and_the_next_one_others_in_another_o
     assert contexts(run, 2) == epochs[1][3 * run.config.batch_size :][: 2 * run.config.batch_size]
     other = gpt.train(PLAY, **tiny(gpt, max_steps=0), seed=1)
     assert contexts(other, steps) != epochs[0]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gru"])
+def test_an_epoch_brings_every_name_and_every_window_once(kind, monkeypatch):
+    run = makemore.train(NAMES, **tiny(makemore, kind, max_steps=0))
+    data, seen = run.examples("train"), []
+    monkeypatch.setattr(data, "batch", lambda index, batch=data.batch: seen.append(index.tolist()) or batch(index))
+    steps = len(data) // 16  # of an epoch
+    for _ in range(2 * steps):
+        run.learn() if run.optimizer else run.train(max_steps=1)
+    epochs = [sum(seen[:steps], []), sum(seen[steps : 2 * steps], [])]
+    assert all(len(set(epoch)) == 16 * steps for epoch in epochs) and epochs[0] != epochs[1]
+    assert 0 <= min(epochs[0]) and max(epochs[0]) < len(data) and sorted(epochs[0]) != epochs[0]
+
+
+@pytest.mark.parametrize("module", [makemore, gpt])
+def test_a_draw_of_more_than_there_are_has_all_of_them(module):
+    for step in range(9):
+        index, epoch = module.drawn(7, 17, step, 1)
+        assert epoch == step and sorted(set(map(index.tolist().count, range(7)))) == [2, 3]
+    assert module.drawn(7, 3, 5, 1)[1] == 2 and not set(module.drawn(7, 3, 4, 1)[0]) & set(module.drawn(7, 3, 5, 1)[0])
 
 
 def test_a_batch_of_more_contexts_than_there_are_has_all_of_them():

@@ -86,9 +86,9 @@ def load(path):
 
 
 def same_state(a, b):
-    """Two last.pt hold the same weights, optimizer, random states and step."""
+    """Two last.pt hold the same weights, optimizer, losses and step."""
     a, b = load(a), load(b)
-    parts = ("model", "optimizer", "batches", "rng", "vocab")
+    parts = ("model", "optimizer", "losses", "vocab")
     return a["progress"]["step"] == b["progress"]["step"] and all(same(a[part], b[part]) for part in parts)
 
 
