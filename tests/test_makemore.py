@@ -86,9 +86,9 @@ def load(path):
 
 
 def same_state(a, b):
-    """Two last.pt hold the same weights, optimizer, losses and step."""
+    """Two last.pt hold the same weights, optimizer and step."""
     a, b = load(a), load(b)
-    parts = ("model", "optimizer", "losses", "vocab")
+    parts = ("model", "optimizer", "vocab")
     return a["progress"]["step"] == b["progress"]["step"] and all(same(a[part], b[part]) for part in parts)
 
 
