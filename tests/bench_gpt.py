@@ -2,7 +2,7 @@
 
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
-    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled (--flags="--max-steps 4000")
+    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled (--seeds 1; --flags="-l 0.01")
     python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
     python tests/bench_gpt.py processes                   # one batch shared by two processes of this machine
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
@@ -15,6 +15,7 @@ validation part, in windows of 64 characters side by side. Rivals take turns, an
 
 import argparse
 import csv
+import math
 import os
 import pickle
 import re
@@ -202,15 +203,34 @@ def bench_sample(nano, characters=1000, rounds=3):
     )
 
 
-def bench_small(nano, text_path, folder, flags):
-    """The loss of the preset small, and how long it takes in all: starting, compiling, evaluating and drawing, too."""
+def bench_small(nano, text_path, folder, val, seeds, flags):
+    """The loss of the preset small, and how long it takes in all: starting, compiling, evaluating and drawing, too.
+
+    With several seeds also the loss of all of them together, their probabilities averaged.
+    """
     theirs = statistics.fmean(nano.train(2000)) * 2
     print(f"nanoGPT's 2,000 steps: {theirs:.1f} s", flush=True)
-    start = time.perf_counter()
-    seconds, loss, pace = ours(f"{folder}/small", text_path, "--preset", "small", "--compile", "on", *flags)
-    whole = time.perf_counter() - start
-    words = f"{seconds:.0f} s of training at {pace:.0f} ms/step, {whole:.0f} s in all"
-    print(f"{' '.join(['small', *flags])}: val {loss:.4f}; {words} = {whole / theirs:.1f} times nanoGPT's", flush=True)
+    runs, start = [], time.perf_counter()
+    for seed in range(seeds):
+        given = ["--preset", "small", "--compile", "on", "--seed", gpt.Config.seed + seed, *flags]
+        seconds, loss, pace = ours(f"{folder}/small{seed}", text_path, *given)
+        whole = time.perf_counter() - start
+        words = f"val {loss:.4f}; {seconds:.0f} s of training at {pace:.0f} ms/step"
+        print(f"{' '.join(map(str, given[1:]))}: {words}; {whole:.0f} s so far, {whole / theirs:.1f} times nanoGPT's")
+        runs.append(gpt.load(f"{folder}/small{seed}", device="cpu"))
+        if seed:
+            print(f"  {len(runs)} of them averaged: val {averaged(runs, val):.4f}", flush=True)
+
+
+def averaged(runs, val):
+    """The loss over all of val of the runs' probabilities, averaged."""
+    total, count = 0.0, 0
+    for starts, length in gpt.windows(0, len(val), runs[0].config.block_size):
+        x, y = gpt.Text(val, runs[0].vocab).batch(starts, length, torch.device("cpu"))
+        with torch.inference_mode():
+            logprobs = torch.stack([run.model(x).log_softmax(-1) for run in runs]).logsumexp(0) - math.log(len(runs))
+        total, count = total + gpt.cross_entropy(logprobs, y, "sum").item(), count + y.numel()
+    return total / count
 
 
 def bench_dtype(text_path, folder, seeds, steps=400):
@@ -323,7 +343,7 @@ def main():
         if "sample" in what:
             bench_sample(nano)
         if "small" in what:
-            bench_small(nano, args.text, folder, args.flags)
+            bench_small(nano, args.text, folder, val, args.seeds, args.flags)
         if "dtype" in what:
             bench_dtype(args.text, folder, args.seeds)
         if "processes" in what:
