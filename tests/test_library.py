@@ -325,7 +325,20 @@ def test_an_epoch_brings_every_name_and_every_window_once(kind, monkeypatch):
     assert set(epochs[0]) <= set(range(len(data))) and sorted(epochs[0]) != epochs[0]
 
 
-@pytest.mark.parametrize("module", [makemore, gpt])
+@both
+def test_what_dropout_draws_follows_from_the_seed_on_every_device(module, monkeypatch):
+    drawn = []
+    for seed in (7, 7, 8):
+        module.reseed(torch.device("cpu"), seed)
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+    told = []
+    monkeypatch.setattr(torch, "manual_seed", told.append)
+    module.reseed(torch.device("cuda", 1), 5)
+    assert told == [5]
+
+
+@both
 def test_a_draw_of_more_than_there_are_has_all_of_them(module):
     for step in range(9):
         index, epoch = module.drawn(7, 17, step, 1)
