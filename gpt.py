@@ -649,7 +649,7 @@ class Run:
 # ======================================================================================================================
 # THE LESSONS: what is worth knowing outside the main line. Each can be read, or skipped, by itself.
 # ======================================================================================================================
-# The schedule, and the optimizer: where two thirds of the steps are saved
+# Order, schedule and optimizer: where two thirds of the steps are saved
 
 
 def drawn(n, batch_size, step, seed):

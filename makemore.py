@@ -11,7 +11,7 @@
 Every model answers the same question: which character comes next? What stands where in this file:
 
     the lecture     settings · data · layers · models, simplest first · loss, evaluation, sampling · training
-    the lessons     counting · two exercises · backpropagation by hand · mixtures · a look inside · learning rates
+    the lessons     counting · two exercises · backpropagation by hand · mixtures · a look inside · order and rates
     the workshop    settings and flags · files · checkpoints · devices and signals · console · figures · command line
 
 Shapes: B batch, T time (characters of a line), C channels, H heads, V vocabulary. Token 0 starts and ends every line
@@ -1311,7 +1311,7 @@ class UpdateMeter:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Training: the order of the examples, the schedule, and a test of which rate a model tolerates
+# Order and rates: which examples a step sees, the schedule, and a test of which rate a model tolerates
 
 
 def drawn(n, batch_size, step, seed):
