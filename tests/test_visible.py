@@ -309,7 +309,9 @@ def test_surprise_of_lines(kind, cli, tmp_path):
     shares = [run.probabilities(line[:i]).get(line[i : i + 1]) for line in lines for i in range(len(line) + 1)]
     check_page(page, text, -np.log(shares))
     first = run.probabilities("")
-    assert [guess.split("% ")[1] for guess in page.chars[0][3]] == [char or "¶" for char in list(first)[:5]]
+    guessed = [guess.split("% ")[1].replace("¶", "") for guess in page.chars[0][3]]
+    assert len(set(guessed)) == 5  # of those that are equally likely, any
+    assert [first[char] for char in guessed] == pytest.approx(list(first.values())[:5], rel=1e-5)
 
 
 def test_surprise_of_a_text(tmp_path, capsys):
