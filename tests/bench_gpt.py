@@ -15,7 +15,6 @@ validation part, in windows of 64 characters side by side. Rivals take turns, an
 
 import argparse
 import csv
-import math
 import os
 import pickle
 import re
@@ -76,13 +75,7 @@ class NanoGPT:
     def loss(self, val):
         """Its final loss over all of val."""
         model = self.model(torch.load(self.folder / "out-shakespeare-char" / "ckpt.pt", weights_only=True))
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for starts, length in gpt.windows(0, len(val), 64, 0):
-                rows = torch.from_numpy(val[starts[:, None] + np.arange(length + 1)].astype(np.int64))
-                total += model(rows[:, :-1], rows[:, 1:].contiguous())[1].item() * len(starts) * length
-                count += len(starts) * length
-        return total / count
+        return mean_loss(lambda x: model(x, x.contiguous())[0], val, 64)  # without targets: the last only
 
     def model(self, checkpoint=None, **shape):
         import model as nano
@@ -91,6 +84,22 @@ class NanoGPT:
         if checkpoint:
             model.load_state_dict(checkpoint["model"])
         return model.eval()
+
+
+def mean_loss(logits, val, size):
+    """The loss over all of val, in contexts of that size side by side; logits maps tokens (B, T) to (B, T, V)."""
+    text, total, count = gpt.Text(val, None), 0.0, 0
+    for starts, length in gpt.windows(0, len(val), size):
+        x, y = text.batch(starts, length, torch.device("cpu"))
+        with torch.no_grad():
+            total += gpt.cross_entropy(logits(x), y, "sum").item()
+        count += y.numel()
+    return total / count
+
+
+def averaged(runs):
+    """What maps tokens to the logarithms of the runs' probabilities, averaged (but for a constant)."""
+    return lambda x: torch.stack([run.model(x).log_softmax(-1) for run in runs]).logsumexp(0)
 
 
 def ours(folder, text_path, *args):
@@ -216,21 +225,12 @@ def bench_small(nano, text_path, folder, val, seeds, flags):
         seconds, loss, pace = ours(f"{folder}/small{seed}", text_path, *given)
         whole = time.perf_counter() - start
         words = f"val {loss:.4f}; {seconds:.0f} s of training at {pace:.0f} ms/step"
-        print(f"{' '.join(map(str, given[1:]))}: {words}; {whole:.0f} s so far, {whole / theirs:.1f} times nanoGPT's")
+        words += f"; {whole:.0f} s so far, {whole / theirs:.1f} times nanoGPT's"
+        print(f"{' '.join(map(str, given[1:]))}: {words}", flush=True)
         runs.append(gpt.load(f"{folder}/small{seed}", device="cpu"))
         if seed:
-            print(f"  {len(runs)} of them averaged: val {averaged(runs, val):.4f}", flush=True)
-
-
-def averaged(runs, val):
-    """The loss over all of val of the runs' probabilities, averaged."""
-    total, count = 0.0, 0
-    for starts, length in gpt.windows(0, len(val), runs[0].config.block_size):
-        x, y = gpt.Text(val, runs[0].vocab).batch(starts, length, torch.device("cpu"))
-        with torch.inference_mode():
-            logprobs = torch.stack([run.model(x).log_softmax(-1) for run in runs]).logsumexp(0) - math.log(len(runs))
-        total, count = total + gpt.cross_entropy(logprobs, y, "sum").item(), count + y.numel()
-    return total / count
+            loss = mean_loss(averaged(runs), val, runs[0].config.block_size)
+            print(f"  {len(runs)} of them averaged: val {loss:.4f}", flush=True)
 
 
 def bench_dtype(text_path, folder, seeds, steps=400):

@@ -656,7 +656,7 @@ STATES = [  # what only --resume reads
     ("optimizer.state", [{0: {}}, {0: None}, {10**6: {}}, {"x": {}}]),
     ("optimizer.state.*", [{}, [], None]),
     ("optimizer.state.*.*", [longer, double, filled(NAN), None, 5, DROP, lambda t: torch.zeros(0)]),
-    ("losses", ["x", None, 5]),
+    ("losses", ["x", None, 5, [], [5], [{}], [None]]),
 ]
 
 
