@@ -85,9 +85,7 @@ class Config:
     n_embd: int = setting("model", None, "channels of the embedding, and throughout", low=1, high=65_536)
     lookback: int = setting("model", None, "how many last characters' embeddings are summed (GPT-2: 1)", low=1, high=64)
     positions: str = setting("model", None, "how heads know distances (GPT-2: learned)", choices=("rotary", "learned"))
-    norm: str = setting("model", None, "what each sublayer begins with (GPT-2: layer)", choices=("rms", "layer"))
     activation: str = setting("model", None, "what makes the MLP non-linear (GPT-2: gelu)", choices=("relu2", "gelu"))
-    blend: bool = setting("model", None, "layers see the embedding, too, as much as they learn to (GPT-2: no)")
     tied: bool = setting("model", None, "the head shares the token embedding's weights (GPT-2: yes)")
     dropout: float = setting("model", None, "share of channels dropped while training", high=0.99, fixed=False)
 
@@ -224,12 +222,6 @@ class Bigram(nn.Module):
         return self.table(idx)  # (B, T, V)
 
 
-def Norm(config):
-    """Give each position's channels a common scale: by their root mean square (Zhang & Sennrich 2019) or LayerNorm."""
-    layer, C = config.norm == "layer", config.n_embd
-    return nn.LayerNorm(C, bias=False) if layer else nn.RMSNorm(C, elementwise_affine=False)
-
-
 class Rotary(nn.Module):
     """Turn pairs of channels by an angle that grows with the position: q·k then knows distances (Su et al. 2021).
 
@@ -239,14 +231,13 @@ class Rotary(nn.Module):
     def __init__(self, block_size, head_size):
         super().__init__()
         frequency = 1000.0 ** -torch.linspace(0, 1, head_size // 2 + 1)[:-1]  # a turn in 6, ..., in 5000 characters
-        angle = torch.arange(block_size)[:, None] * frequency  # (T, D/2)
-        self.register_buffer("cos", angle.cos()[:, None, None], persistent=False)
-        self.register_buffer("sin", angle.sin()[:, None, None], persistent=False)
+        angle = (torch.arange(block_size)[:, None] * frequency)[:, None, None]  # (T, 1, 1, D/2)
+        self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), -1), persistent=False)
+        self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), -1), persistent=False)
 
     def forward(self, x, start):  # (B, T, ..., D)
-        cos, sin = self.cos[start : start + x.shape[1]], self.sin[start : start + x.shape[1]]
-        a, b = F.rms_norm(x, x.shape[-1:]).chunk(2, -1)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).to(x.dtype)
+        now, x = slice(start, start + x.shape[1]), F.layer_norm(x, x.shape[-1:])
+        return torch.addcmul(x * self.cos[now], x.roll(x.shape[-1] // 2, -1), self.sin[now]).to(x.dtype)
 
 
 class CausalSelfAttention(nn.Module):
@@ -293,12 +284,15 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention between the positions, then an MLP at each; both are added to their input (residual connections)."""
+    """Attention between the positions, then an MLP at each; both are added to their input (residual connections).
+
+    Each sees its input with mean 0 and a learned scale (Ba et al. 2016), so that none has to care how large it grew.
+    """
 
     def __init__(self, config, rotary):
         super().__init__()
-        self.norm1, self.attn = Norm(config), CausalSelfAttention(config, rotary)
-        self.norm2, self.mlp = Norm(config), MLP(config)
+        self.norm1, self.attn = nn.LayerNorm(config.n_embd, bias=False), CausalSelfAttention(config, rotary)
+        self.norm2, self.mlp = nn.LayerNorm(config.n_embd, bias=False), MLP(config)
         self.dropout = config.dropout
 
     def forward(self, x, start=0, cache=None):
@@ -346,8 +340,7 @@ class GPT(nn.Module):
         self.position = None if rotary else nn.Embedding(config.block_size, config.n_embd)
         self.dropout = config.dropout
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
-        self.blend = nn.ParameterList(torch.full((config.n_layer,), x) for x in (1.0, 0.0)) if config.blend else None
-        self.norm = Norm(config)
+        self.norm = nn.LayerNorm(config.n_embd, bias=False)
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
         initialise(self, table_std=0.02 if config.tied else 0.3)  # small where the table is the head, too
         if config.tied:
@@ -376,10 +369,8 @@ class GPT(nn.Module):
         """Logits (B, T, V). With a cache, idx goes on where the last call ended."""
         start = 0 if cache is None else cache.length
         recent = idx.new_full((len(idx), len(self.earlier)), self.padding) if cache is None else cache.recent
-        x = embedded = drop(self.embed(idx, recent, start), self.training * self.dropout)  # (B, T, C)
+        x = drop(self.embed(idx, recent, start), self.training * self.dropout)  # (B, T, C)
         for i, block in enumerate(self.blocks):
-            if self.blend:
-                x = self.blend[0][i] * x + self.blend[1][i] * embedded
             x = block(x, start, None if cache is None else cache.layers[i])
         if cache is not None:
             cache.recent = torch.cat((recent, idx), 1)[:, idx.shape[1] :]
@@ -398,8 +389,8 @@ class Entry:
 
 
 SIZE = dict(n_layer=4, n_head=4, n_embd=128, dropout=0.0)
-OURS = dict(lookback=4, positions="rotary", norm="rms", activation="relu2", blend=True, tied=False, optimizer="muon")
-GPT2 = dict(lookback=1, positions="learned", norm="layer", activation="gelu", blend=False, tied=True)
+OURS = dict(lookback=4, positions="rotary", activation="relu2", tied=False, optimizer="muon")
+GPT2 = dict(lookback=1, positions="learned", activation="gelu", tied=True)
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, warmup_steps=100, weight_decay=0.1)
 
 # fmt: off
@@ -1654,7 +1645,7 @@ class Card:
 
 
 # What torch sees: why it cannot use CUDA at all (or ""); what happens when a device is used, see `try_device`; is there
-# Metal, does the processor know bfloat16?
+# Metal, is the processor faster in bfloat16?
 Machine = namedtuple("Machine", "cards trial version no_cuda mps bf16", defaults=("", False, False))
 
 
@@ -1806,25 +1797,35 @@ def make_plan(settings):
         no_cuda = f"torch {torch.__version__} is built without CUDA; see https://pytorch.org/get-started/locally"
     if processes.size > 1 and device in ("auto", "cuda") and (cards or device == "cuda"):
         device = f"cuda:{processes.local_rank}"  # one GPU for each process of a machine
-    mps, bf16 = torch.backends.mps.is_available(), getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    mps, bf16 = torch.backends.mps.is_available(), dtype == "auto" and bfloat16_pays()
     plan = plan_device(Machine(cards, try_device, torch.__version__, no_cuda, mps, bf16), device, dtype, compile)
     torch.set_float32_matmul_precision("high")  # TF32 where there is any
     return replace(plan, processes=processes)
 
 
-def measure_peak(plan):
-    """Multiply two matrices for a moment: the operations per second that this machine reaches at best."""
-    best, n, seconds = 0.0, 1024, 0.0
+def measure_peak(plan, n=1024, clock=time.perf_counter):
+    """Multiply two (n, n) matrices for a moment: the operations per second that this machine reaches at best."""
+    best, seconds = 0.0, 0.0
     with contextlib.suppress(torch.OutOfMemoryError):
-        while n == 1024 or (plan.device.type == "cuda" and n <= 8192 and seconds < 0.02):  # larger, while that is quick
-            a = torch.randn(n, n, device=plan.device, dtype=getattr(torch, plan.dtype))
+        while not best or (plan.device.type == "cuda" and n <= 8192 and seconds < 0.02):  # larger, while that is quick
+            a = torch.ones(n, n, device=plan.device, dtype=getattr(torch, plan.dtype))
             for _ in range(6):
-                start = time.perf_counter()
+                start = clock()
                 (a @ a)[0, 0].item()  # asking for a number waits for the product
-                seconds = time.perf_counter() - start
+                seconds = clock() - start
                 best = max(best, 2 * n**3 / seconds)
             n *= 2
     return best or math.inf
+
+
+@lru_cache(maxsize=1)
+def bfloat16_pays():
+    """Whether this processor multiplies in bfloat16 by itself, and faster so: with AVX-512 alone, Intel's is slower."""
+    if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
+        return False
+    plans = (Plan(torch.device("cpu"), dtype, False, "") for dtype in ("bfloat16", "float32"))
+    bfloat16, float32 = (measure_peak(plan, 256, time.thread_time) for plan in plans)  # whatever else runs beside it
+    return bfloat16 > float32
 
 
 def in_memory(compute, rows, *given):

@@ -37,7 +37,7 @@ SHAPES = dict(block_size=12, n_layer=2, n_head=2, n_embd=16)
 VARIANTS = {
     "mini": dict(preset="mini", **SHAPES),
     "gpt2": dict(preset="gpt2", **SHAPES),
-    "layer-rotary": dict(preset="mini", norm="layer", lookback=1, **SHAPES),
+    "rotary-alone": dict(preset="mini", lookback=1, **SHAPES),
     "learned-lookback": dict(preset="mini", positions="learned", lookback=3, activation="gelu", **SHAPES),
     "bigram": dict(preset="bigram", block_size=12),
 }
@@ -219,14 +219,6 @@ def test_every_parameter_is_trained_by_exactly_one_group(variant):
         groups = [g for o in gpt.make_optimizers(model, replace(variant, optimizer=optimizer)) for g in o.param_groups]
         trained = [id(p) for g in groups for p in g["params"]]
         assert sorted(trained) == sorted(id(p) for p in model.parameters())
-
-
-def test_norms_are_torchs():
-    x = torch.randn(2, 5, 16)
-    layer = gpt.Norm(replace(gpt.Config(), norm="layer", n_embd=16))
-    assert torch.allclose(layer(x), torch.nn.LayerNorm(16, bias=False)(x), atol=1e-6)
-    rms = gpt.Norm(replace(gpt.Config(), norm="rms", n_embd=16))
-    assert torch.allclose(rms(x), x / x.pow(2).mean(-1, keepdim=True).sqrt(), atol=1e-4)
 
 
 def test_rotary_scores_depend_on_distance_only():
@@ -1044,6 +1036,23 @@ def test_what_does_not_hang_on_cards():
             plan("A100", device=nonsense)
 
 
+@pytest.mark.parametrize(
+    "known, speeds, pays",
+    [(False, (2, 1), False), (True, (2, 1), True), (True, (1, 2), False)],
+    ids=["unknown to the processor", "known and faster", "known and slower"],
+)
+def test_bfloat16_has_to_be_faster_where_the_processor_knows_it(monkeypatch, known, speeds, pays):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: known)
+    speed = dict(zip(("bfloat16", "float32"), speeds, strict=True))
+    monkeypatch.setattr(gpt, "measure_peak", lambda plan, n, clock: speed[plan.dtype])
+    gpt.bfloat16_pays.cache_clear()
+    try:
+        assert gpt.bfloat16_pays() is pays
+        assert gpt.make_plan(dict(device="cpu")).dtype == ("bfloat16" if pays else "float32")
+    finally:
+        gpt.bfloat16_pays.cache_clear()
+
+
 @pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
 def test_an_evaluation_that_does_not_fit_is_made_in_smaller_pieces(trained, monkeypatch, words):
     run, asked = gpt.load(trained, device="cpu"), []
@@ -1070,15 +1079,15 @@ def test_a_loss_that_is_lost_in_half_precision_asks_for_more_of_it(trained):
 
 def test_the_peak_is_measured_with_little_memory_first(monkeypatch, measure_peak=gpt.measure_peak):
     """On a card, products grow while they are quick, and what was measured stays when memory ends."""
-    sizes, randn = [], torch.randn
+    sizes, ones = [], torch.ones
 
     def small(n, m, device, **given):
         sizes.append(n)
         if n > 2048:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return randn(8, 8)
+        return ones(8, 8)
 
-    monkeypatch.setattr(torch, "randn", small)
+    monkeypatch.setattr(torch, "ones", small)
     card = gpt.Plan(torch.device("cuda", 0), "float32", False, "")
     assert math.isfinite(measure_peak(card)) and sizes == [1024, 2048, 4096]
 

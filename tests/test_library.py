@@ -1017,8 +1017,8 @@ CHANGED = {
         num_workers=4, mix="mlp,ngram,mlp", fold_batchnorm=True, find_lr=True, check_backprop=True,
     ),
     gpt: dict(
-        **CHANGED, block_size=20, preset="gpt2", lookback=2, positions="learned", norm="layer", activation="gelu",
-        blend=False, tied=True, optimizer="adamw", grad_accum=2, max_new_tokens=5, prompt="Th", dtype="bfloat16",
+        **CHANGED, block_size=20, preset="gpt2", lookback=2, positions="learned", activation="gelu",
+        tied=True, optimizer="adamw", grad_accum=2, max_new_tokens=5, prompt="Th", dtype="bfloat16",
         compile="on", eval_chars=50, stop="e", init_from="mini/other.pt", attention="The sun",
     ),
 }
