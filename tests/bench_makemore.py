@@ -2,6 +2,7 @@
 
     python tests/bench_makemore.py --results --data names.txt [--only gru]     # the table of the README (mix: its end)
     python tests/bench_makemore.py --upstream PATH --data names.txt            # step times, next to karpathy/makemore
+    python tests/bench_makemore.py --upstream PATH --data names.txt --minutes 10   # time to its loss after ten minutes
     python tests/bench_makemore.py --lines 1000000                             # time and peak memory of a long file
     python tests/bench_makemore.py --table --data names.txt                    # the best of all trigram networks
 
@@ -9,6 +10,7 @@
 """
 
 import argparse
+import math
 import os
 import random
 import re
@@ -87,10 +89,7 @@ def results(data, only, root):
             final, seconds, out, memory = run_row(f"{root}/{folder_of(name)}", flags, data)
             losses, parameters = " | ".join(final), re.search(r"([\d,]+) parameters", out)
             parameters = parameters[1] if parameters else "–"  # counts are not learned
-            print(
-                f"| {name} | `{flags}` | {parameters} | {losses} | {clock(seconds)} | {memory:.0f} MB |",
-                flush=True,
-            )
+            print(f"| {name} | `{flags}` | {parameters} | {losses} | {clock(seconds)} | {memory:.0f} MB |", flush=True)
     if only in ("", "mix"):
         names = [folder_of(name) for name in MIX]
         final, seconds, out, memory = run_row(f"{root}/mix", "--mix " + ",".join(f"{root}/{n}" for n in names), data)
@@ -109,27 +108,47 @@ def load_upstream(path):
     return module
 
 
+KINDS = ("bigram", "mlp", "bow", "rnn", "gru", "transformer")  # what both programs have
+SIZES = dict(n_layer=4, n_head=4, n_embd=64, n_embd2=64)  # upstream's defaults
+
+
+class Upstream:
+    """One of upstream's models with its defaults, in training: `step` makes a step, `test` is the loss on our test."""
+
+    def __init__(self, theirs, corpus, kind, batch=32):
+        torch.manual_seed(3407)
+        sizes = theirs.ModelConfig(vocab_size=len(corpus.vocab), block_size=corpus.longest + 1, **SIZES)
+        classes = dict(bigram=theirs.Bigram, mlp=theirs.MLP, bow=theirs.BoW, transformer=theirs.Transformer)
+        self.model = classes[kind](sizes) if kind in classes else theirs.RNN(sizes, cell_type=kind)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-4, weight_decay=0.01, betas=(0.9, 0.99))
+        chars = list(corpus.vocab.chars)
+        train, test = (theirs.CharDataset(corpus.lines(part), chars, corpus.longest) for part in ("train", "test"))
+        self.loader = theirs.InfiniteDataLoader(train, batch_size=batch, pin_memory=True, num_workers=4)
+        self.x, self.y = (torch.stack(t) for t in zip(*(test[i] for i in range(len(test))), strict=True))
+
+    def step(self):
+        x, y = self.loader.next()
+        _, loss = self.model(x, y)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def test(self):
+        with makemore.inference(self.model):
+            return makemore.cross_entropy(self.model(self.x)[0], self.y).item()
+
+
 def compare(path, data, steps, batch, chunk=50):
     """Alternate `chunk` steps of upstream with as many of ours: same type, sizes and predictions per step.
 
     Both begin with the weights that nn.Linear gives; each has the rate that its own program takes by default, constant.
     """
-    theirs = load_upstream(path)
-    corpus = makemore.load_corpus(makemore.Config(input_file=data))
-    chars = list(corpus.vocab.chars)
-    split = {part: theirs.CharDataset(corpus.lines(part), chars, corpus.longest) for part in ("train", "test")}
+    theirs, corpus = load_upstream(path), makemore.load_corpus(makemore.Config(input_file=data))
     per_line = sum(map(len, corpus.train)) / len(corpus.train) + 1
-    shared = dict(n_layer=4, n_head=4, n_embd=64, n_embd2=64)
     print("| type | upstream ms | ours ms | ratio | upstream test | our test |\n|---|--:|--:|--:|--:|--:|")
-    for kind in ("bigram", "mlp", "bow", "rnn", "gru", "transformer"):
-        torch.manual_seed(3407)
-        sizes = theirs.ModelConfig(vocab_size=len(corpus.vocab), block_size=corpus.longest + 1, **shared)
-        classes = dict(bigram=theirs.Bigram, mlp=theirs.MLP, bow=theirs.BoW, transformer=theirs.Transformer)
-        their_model = classes[kind](sizes) if kind in classes else theirs.RNN(sizes, cell_type=kind)
-        their_optimizer = torch.optim.AdamW(their_model.parameters(), lr=5e-4, weight_decay=0.01, betas=(0.9, 0.99))
-        loader = theirs.InfiniteDataLoader(split["train"], batch_size=batch, pin_memory=True, num_workers=4)
-
-        own = dict(shared, n_layer=1) if kind in ("mlp", "rnn", "gru") else shared  # upstream's have one layer each
+    for kind in KINDS:
+        rival = Upstream(theirs, corpus, kind, batch)
+        own = dict(SIZES, n_layer=1) if kind in ("mlp", "rnn", "gru") else SIZES  # upstream's have one layer each
         windows = dict(block_size=corpus.longest + 1) if kind == "mlp" else {}
         given = dict(type=kind, input_file=data, device="cpu", dropout=0.0, init="torch", **own, **windows)
         run = makemore.start_run({name: value for name, value in given.items() if name in makemore.uses(kind)})
@@ -138,13 +157,6 @@ def compare(path, data, steps, batch, chunk=50):
         optimizer = makemore.make_optimizer(model, run.config)
         generator = torch.Generator().manual_seed(1)
 
-        def their_step(loader=loader, model=their_model, optimizer=their_optimizer):
-            x, y = loader.next()
-            _, loss = model(x, y)
-            model.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-
         def our_step(model=model, examples=examples, rows=rows, generator=generator, optimizer=optimizer):
             x, y = examples.batch(torch.randint(len(examples), (rows,), generator=generator))
             loss = makemore.cross_entropy(model(x), y)
@@ -152,19 +164,49 @@ def compare(path, data, steps, batch, chunk=50):
             loss.backward()
             optimizer.step()
 
-        spent = {their_step: [], our_step: []}
+        spent = {rival.step: [], our_step: []}
         for _ in range(steps // chunk):
             for step, times in spent.items():
                 for _ in range(chunk):
                     began = time.perf_counter()
                     step()
                     times.append(1000 * (time.perf_counter() - began))
-        x, y = (torch.stack(t) for t in zip(*(split["test"][i] for i in range(len(split["test"]))), strict=True))
-        with torch.no_grad():
-            their_loss = makemore.cross_entropy(their_model.eval()(x)[0], y).item()
-        our_loss = run.evaluate("test")
-        a, b = median(spent[their_step]), median(spent[our_step])
-        print(f"| {kind} | {a:.2f} | {b:.2f} | {a / b:.1f} | {their_loss:.4f} | {our_loss:.4f} |", flush=True)
+        a, b = map(median, spent.values())
+        losses = f"{rival.test():.4f} | {run.evaluate('test'):.4f}"
+        print(f"| {kind} | {a:.2f} | {b:.2f} | {a / b:.1f} | {losses} |", flush=True)
+
+
+def race(path, data, minutes, only):
+    """How long each of our types takes, with its defaults, to the loss that upstream's has after so many minutes.
+
+    Both are judged on the lines of our test: upstream at each full minute, of which the best counts, since its program
+    keeps the best; ours twenty times on its way. Only steps are timed.
+    """
+    theirs, corpus = load_upstream(path), makemore.load_corpus(makemore.Config(input_file=data))
+    print(f"| type | upstream, steps in {minutes:g} minutes | its loss | our seconds to that | ratio | our loss then |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for kind in only.split(",") if only else KINDS:
+        rival, steps, losses, passed = Upstream(theirs, corpus, kind), 0, [], 0
+        while len(losses) < minutes:
+            began = time.perf_counter()
+            while passed + time.perf_counter() - began < 60 * (len(losses) + 1):
+                rival.step()
+                steps += 1
+            passed += time.perf_counter() - began
+            losses.append(rival.test())
+        del rival.loader  # its workers
+        goal, loss, seconds = min(losses), math.inf, 0.0
+        run = makemore.start_run(dict(type=kind, input_file=data, device="cpu"))
+        with makemore.learning(run, {}):
+            run.checkpoint()  # what is the best at the end has to be there
+            while loss > goal and run.progress.step < run.config.max_steps:
+                began = time.perf_counter()
+                for _ in range(run.config.max_steps // 20):
+                    run.learn()
+                seconds += time.perf_counter() - began
+                loss = run.evaluate("test")
+        reached = f"{seconds:.1f} | {60 * minutes / seconds:.0f} ×" if loss <= goal else "not reached |"
+        print(f"| {kind} | {steps:,} | {goal:.4f} | {reached} | {loss:.4f} |", flush=True)
 
 
 def long_file(lines, kind):
@@ -210,11 +252,12 @@ def table(data):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", action="store_true")
-    parser.add_argument("--only", default="", help="rows of --results whose name contains this")
+    parser.add_argument("--only", default="", help="rows of --results whose name contains this; types, for --minutes")
     parser.add_argument("--out", metavar="FOLDER", help="keep the models of --results there")
     parser.add_argument("--upstream", metavar="PATH")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32, help="lines per step of both, for --upstream")
+    parser.add_argument("--minutes", type=float, help="let upstream train for so long, and see when we are there")
     parser.add_argument("--table", action="store_true", help="the best that a table of trigram logits can do")
     parser.add_argument("--lines", type=int)
     parser.add_argument("--type", default="mlp", help="for --lines")
@@ -223,7 +266,9 @@ if __name__ == "__main__":
     if args.results:
         with tempfile.TemporaryDirectory() as scratch:
             results(args.data, args.only, args.out or scratch)
-    if args.upstream:
+    if args.upstream and args.minutes:
+        race(args.upstream, args.data, args.minutes, args.only)
+    elif args.upstream:
         compare(args.upstream, args.data, args.steps, args.batch)
     if args.table:
         table(args.data)
