@@ -236,8 +236,9 @@ class Rotary(nn.Module):
         self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), -1), persistent=False)
 
     def forward(self, x, start):  # (B, T, ..., D)
-        now, x = slice(start, start + x.shape[1]), F.layer_norm(x, x.shape[-1:])
-        return torch.addcmul(x * self.cos[now], x.roll(x.shape[-1] // 2, -1), self.sin[now]).to(x.dtype)
+        cos, sin = self.cos[start : start + x.shape[1]], self.sin[start : start + x.shape[1]]
+        unit = F.layer_norm(x, x.shape[-1:])
+        return torch.addcmul(unit * cos, unit.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)  # a pair: D/2 apart
 
 
 class CausalSelfAttention(nn.Module):

@@ -2,7 +2,7 @@
 
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
-    python tests/bench_gpt.py --nanogpt PATH small        # the preset small, compiled (--seeds 1; --flags="-l 0.01")
+    python tests/bench_gpt.py --nanogpt PATH seeds --flags="--preset small --compile on"   # each alone, and averaged
     python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
     python tests/bench_gpt.py processes                   # one batch shared by two processes of this machine
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
@@ -212,8 +212,8 @@ def bench_sample(nano, characters=1000, rounds=3):
     )
 
 
-def bench_small(nano, text_path, folder, val, seeds, flags):
-    """The loss of the preset small, and how long it takes in all: starting, compiling, evaluating and drawing, too.
+def bench_seeds(nano, text_path, folder, val, seeds, flags):
+    """The loss with these flags, and how long it takes in all: starting, compiling, evaluating and drawing, too.
 
     With several seeds also the loss of all of them together, their probabilities averaged.
     """
@@ -221,13 +221,13 @@ def bench_small(nano, text_path, folder, val, seeds, flags):
     print(f"nanoGPT's 2,000 steps: {theirs:.1f} s", flush=True)
     runs, start = [], time.perf_counter()
     for seed in range(seeds):
-        given = ["--preset", "small", "--compile", "on", "--seed", gpt.Config.seed + seed, *flags]
-        seconds, loss, pace = ours(f"{folder}/small{seed}", text_path, *given)
+        given = ["--seed", gpt.Config.seed + seed, *flags]
+        seconds, loss, pace = ours(f"{folder}/seed{seed}", text_path, *given)
         whole = time.perf_counter() - start
         words = f"val {loss:.4f}; {seconds:.0f} s of training at {pace:.0f} ms/step"
         words += f"; {whole:.0f} s so far, {whole / theirs:.1f} times nanoGPT's"
-        print(f"{' '.join(map(str, given[1:]))}: {words}", flush=True)
-        runs.append(gpt.load(f"{folder}/small{seed}", device="cpu"))
+        print(f"{' '.join(map(str, given))}: {words}", flush=True)
+        runs.append(gpt.load(f"{folder}/seed{seed}", device="cpu"))
         if seed:
             loss = mean_loss(averaged(runs), val, runs[0].config.block_size)
             print(f"  {len(runs)} of them averaged: val {loss:.4f}", flush=True)
@@ -313,11 +313,11 @@ def bench_encode(text, folder, gigabytes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="small, or loss time step sample dtype processes encode (the default)")
+    parser.add_argument("what", nargs="*", help="seeds, or loss time step sample dtype processes encode (the default)")
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--flags", type=str.split, default=[], help="of gpt.py, for small")
+    parser.add_argument("--flags", type=str.split, default=[], help="of gpt.py, for seeds")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tmp", default=tempfile.gettempdir())
     args = parser.parse_args()
@@ -330,7 +330,7 @@ def main():
         f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads, {args.text}", flush=True
     )
     with tempfile.TemporaryDirectory(dir=args.tmp) as folder:
-        if {"loss", "time", "step", "sample", "small"} & set(what):
+        if {"loss", "time", "step", "sample", "seeds"} & set(what):
             if not args.nanogpt:
                 sys.exit("name a checkout of karpathy/nanoGPT with --nanogpt")
             nano = NanoGPT(args.nanogpt, text, folder)
@@ -342,8 +342,8 @@ def main():
             bench_step(nano, args.text, folder)
         if "sample" in what:
             bench_sample(nano)
-        if "small" in what:
-            bench_small(nano, args.text, folder, val, args.seeds, args.flags)
+        if "seeds" in what:
+            bench_seeds(nano, args.text, folder, val, args.seeds, args.flags)
         if "dtype" in what:
             bench_dtype(args.text, folder, args.seeds)
         if "processes" in what:

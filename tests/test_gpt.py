@@ -227,6 +227,11 @@ def test_rotary_scores_depend_on_distance_only():
     scores = [(rotary(q, i) * rotary(k, i - 3)).sum().item() for i in (3, 9, 19)]
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
     assert (rotary(q, 9) * rotary(k, 2)).sum().item() != pytest.approx(scores[0], abs=1e-3)
+    for dtype in (torch.bfloat16, torch.float16):  # as the layers of a GPU give them
+        for amp in (True, False):
+            with torch.autocast("cpu", dtype, enabled=amp):
+                coarse = rotary(q.to(dtype), 9)
+            assert coarse.dtype == dtype and torch.allclose(coarse.float(), rotary(q, 9), atol=0.03)
 
 
 # --- the optimizer ----------------------------------------------------------------------------------------------------
