@@ -1824,8 +1824,9 @@ def bfloat16_pays():
     """Whether this processor multiplies in bfloat16 by itself, and faster so: with AVX-512 alone, Intel's is slower."""
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return False
+    clock = time.perf_counter if os.name == "nt" else time.thread_time  # minds nothing beside it; coarse on Windows
     plans = (Plan(torch.device("cpu"), dtype, False, "") for dtype in ("bfloat16", "float32"))
-    bfloat16, float32 = (measure_peak(plan, 256, time.thread_time) for plan in plans)  # whatever else runs beside it
+    bfloat16, float32 = (measure_peak(plan, 256, clock) for plan in plans)
     return bfloat16 > float32
 
 

@@ -38,7 +38,7 @@ def haste(request, monkeypatch):
     """Leave out what takes longer than a small training: figures are made, but rendered only where asked for."""
     import gpt
 
-    monkeypatch.setattr(gpt, "measure_peak", lambda plan: math.inf)
+    monkeypatch.setattr(gpt, "measure_peak", lambda *_: math.inf)
     monkeypatch.setattr(os, "fsync", lambda number: None)
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", unrendered)

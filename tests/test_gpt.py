@@ -760,7 +760,7 @@ def rate_or_die(step, *given, rate=gpt.learning_rate):
         os.kill(os.getpid(), signal.SIGKILL)
     return rate(step, *given)
 
-gpt.learning_rate, gpt.plot_losses, gpt.measure_peak = rate_or_die, lambda run: None, lambda plan: 1.0
+gpt.learning_rate, gpt.plot_losses, gpt.measure_peak = rate_or_die, lambda run: None, lambda *_: 1.0
 sys.exit(gpt.main(["-o", {str(tmp_path / "parts")!r}, "--resume", "--max-steps", "8", "--eval-interval", "2"]))
 """)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -803,7 +803,7 @@ def rate_or_die(step, *given, rate=gpt.learning_rate):
         raise Killed
     return rate(step, *given)
 
-gpt.learning_rate, gpt.plot_losses, gpt.measure_peak = rate_or_die, lambda run: None, lambda plan: 1.0
+gpt.learning_rate, gpt.plot_losses, gpt.measure_peak = rate_or_die, lambda run: None, lambda *_: 1.0
 for argv in {runs!r}:
     torch.manual_seed(99)
     with contextlib.suppress(Killed):

@@ -107,7 +107,7 @@ def sketched(monkeypatch):
     """No real figures, no measuring of the machine."""
     for module in (makemore, gpt):
         monkeypatch.setattr(module, "drawing", sketch(Path.write_text))
-    monkeypatch.setattr(gpt, "measure_peak", lambda plan: 1e9)
+    monkeypatch.setattr(gpt, "measure_peak", lambda *_: 1e9)
 
 
 @pytest.fixture(scope="module")
@@ -1162,7 +1162,7 @@ def does(tmp_path_factory):
             shelves[module] = tmp_path_factory.mktemp(module.__name__)
             for name, part in (("data.txt", data), ("other.txt", data[: 2 * len(data) // 3])):
                 (shelves[module] / name).write_text("\n".join(part) if module is makemore else part)
-        patch.setattr(gpt, "measure_peak", lambda plan: 1e9)
+        patch.setattr(gpt, "measure_peak", lambda *_: 1e9)
         patch.setattr(torch, "compile", lambda model: model)
         patch.setattr(torch, "logspace", lambda a, b, n, f=torch.logspace: f(a, b, n // 20))
         patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)  # the others are slow to hear of it

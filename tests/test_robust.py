@@ -234,7 +234,7 @@ def started(trainer, *argv, shell=""):
     """A process of its own, with redirections as a shell writes them; it ends here at the latest. In haste, too."""
     code = f"""
 import sys, {trainer.__name__} as trainer
-trainer.plot_losses, trainer.measure_peak = lambda run: None, lambda plan: 1.0
+trainer.plot_losses, trainer.measure_peak = lambda run: None, lambda *_: 1.0
 sys.exit(trainer.main())
 """
     command = shlex.join([sys.executable, "-c", code, *map(str, argv)])

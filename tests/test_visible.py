@@ -35,7 +35,7 @@ def train(module, **given):
 
 @pytest.fixture(autouse=True)
 def no_peak(monkeypatch):
-    monkeypatch.setattr(gpt, "measure_peak", lambda plan: 1.0)  # it takes seconds
+    monkeypatch.setattr(gpt, "measure_peak", lambda *_: 1.0)  # it takes seconds
 
 
 @pytest.fixture
