@@ -255,7 +255,7 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(x)
         if x.device.type == "cpu" and qkv.dtype == torch.bfloat16:
-            qkv = qkv.float()  # processors multiply much faster in bfloat16, but the attention kernel there is slower
+            qkv = qkv.float()  # where products are faster in bfloat16, the attention kernel is still slower
         qk, v = qkv.view(B, T, 3, self.n_head, -1).split((2, 1), 2)  # (B, T, 2 and 1, H, D)
         q, k = (self.rotary(qk, start) if self.rotary else qk).transpose(1, 3).unbind(2)  # (B, H, T, D) each
         v = v[:, :, 0].transpose(1, 2)
@@ -1646,8 +1646,8 @@ class Card:
 
 
 # What torch sees: why it cannot use CUDA at all (or ""); what happens when a device is used, see `try_device`; is there
-# Metal, is the processor faster in bfloat16?
-Machine = namedtuple("Machine", "cards trial version no_cuda mps bf16", defaults=("", False, False))
+# Metal; what tells, where that matters, whether the processor is faster in bfloat16
+Machine = namedtuple("Machine", "cards trial version no_cuda mps bf16", defaults=("", False, bool))
 
 
 class Processes:
@@ -1751,8 +1751,8 @@ def plan_device(machine, device="auto", dtype="auto", compile="auto"):
             raise UserError(f"--device mps cannot be used: {words}")
         reasons, wanted = [f"Metal: {words}"], True
     why = "as asked" if kind == "cpu" else "; ".join(reasons) if wanted else "no CUDA device"
-    native = "bfloat16" if machine.bf16 else "float32"
-    return Plan(torch.device("cpu"), native if dtype == "auto" else dtype, compile == "on", why)
+    chosen = ("bfloat16" if machine.bf16() else "float32") if dtype == "auto" else dtype
+    return Plan(torch.device("cpu"), chosen, compile == "on", why)
 
 
 def explain_unusable(card, words, version):
@@ -1798,8 +1798,8 @@ def make_plan(settings):
         no_cuda = f"torch {torch.__version__} is built without CUDA; see https://pytorch.org/get-started/locally"
     if processes.size > 1 and device in ("auto", "cuda") and (cards or device == "cuda"):
         device = f"cuda:{processes.local_rank}"  # one GPU for each process of a machine
-    mps, bf16 = torch.backends.mps.is_available(), dtype == "auto" and bfloat16_pays()
-    plan = plan_device(Machine(cards, try_device, torch.__version__, no_cuda, mps, bf16), device, dtype, compile)
+    machine = Machine(cards, try_device, torch.__version__, no_cuda, torch.backends.mps.is_available(), bfloat16_pays)
+    plan = plan_device(machine, device, dtype, compile)
     torch.set_float32_matmul_precision("high")  # TF32 where there is any
     return replace(plan, processes=processes)
 

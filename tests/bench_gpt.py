@@ -40,7 +40,7 @@ SHAPE = dict(block_size=64, n_layer=4, n_head=4, n_embd=128)
 README = (
     "--device=cpu --compile=False --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
 )
-DTYPES = ("float32", "bfloat16")  # the second is fast on processors that know it: AVX-512 BF16 or AMX
+DTYPES = ("float32", "bfloat16")  # the second is fast on some processors that know it, and slow on others
 OURS = 80  # steps that our mini, with nanoGPT's context of 64, is given to reach nanoGPT's loss
 
 

@@ -183,7 +183,7 @@ def race(path, data, minutes, only):
     keeps the best; ours twenty times on its way. Only steps are timed.
     """
     theirs, corpus = load_upstream(path), makemore.load_corpus(makemore.Config(input_file=data))
-    print(f"| type | upstream, steps in {minutes:g} minutes | its loss | our seconds to that | ratio | our loss then |")
+    print(f"| type | upstream, steps in {minutes} minutes | its loss | our seconds to that | ratio | our loss then |")
     print("|---|--:|--:|--:|--:|--:|")
     for kind in only.split(",") if only else KINDS:
         rival, steps, losses, passed = Upstream(theirs, corpus, kind), 0, [], 0
@@ -257,7 +257,7 @@ if __name__ == "__main__":
     parser.add_argument("--upstream", metavar="PATH")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32, help="lines per step of both, for --upstream")
-    parser.add_argument("--minutes", type=float, help="let upstream train for so long, and see when we are there")
+    parser.add_argument("--minutes", type=int, help="let upstream train for so long, and see when we are there")
     parser.add_argument("--table", action="store_true", help="the best that a table of trigram logits can do")
     parser.add_argument("--lines", type=int)
     parser.add_argument("--type", default="mlp", help="for --lines")

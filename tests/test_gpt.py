@@ -923,7 +923,7 @@ def plan(*names, archs=CU128, full=(), no_cuda="", mps=False, bf16=False, tried=
             return "CUDA error: no kernel image is available for execution on the device"
         return "CUDA out of memory" if card.index in full else card.memory
 
-    return gpt.plan_device(gpt.Machine(cards, trial, "2.10.0", no_cuda, bool(mps), bf16), **wishes)
+    return gpt.plan_device(gpt.Machine(cards, trial, "2.10.0", no_cuda, bool(mps), lambda: bf16), **wishes)
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -1035,6 +1035,9 @@ def test_what_does_not_hang_on_cards():
     assert (plan().dtype, plan(dtype="bfloat16").dtype) == ("float32", "bfloat16")
     assert (plan(bf16=True).dtype, plan(bf16=True, dtype="float32").dtype) == ("bfloat16", "float32")
     assert not plan().compile and not plan(bf16=True).compile
+    unasked = gpt.Machine([gpt.Card(0, "A100", (8, 0), 40.0)], lambda device: 40.0, "2.13", bf16=pytest.fail)
+    assert gpt.plan_device(unasked).dtype == "bfloat16"  # the card's: no processor is tried where it does not matter
+    assert gpt.plan_device(unasked, "cpu", "float32").dtype == "float32"
     assert plan(mps=True).dtype == "float32"
     for nonsense in ("gpu", "cuda:", "cuda:x", "cpu:1", "mps:0", ""):
         with pytest.raises(gpt.UserError, match="unknown"):
