@@ -1004,7 +1004,7 @@ def sketch(write):
 
 # fmt: off
 CHANGED = dict(  # values that differ from every default, and from TINY's
-    n_layer=2, n_head=4, n_embd=12, n_embd2=20, dropout=0.5, max_steps=3, batch_size=8, learning_rate=0.5,
+    n_layer=2, n_head=4, n_embd=12, n_embd2=20, lookback=2, dropout=0.5, max_steps=3, batch_size=8, learning_rate=0.5,
     weight_decay=50.0, schedule="step", warmup_steps=50, decay_steps=3, grad_clip=1e-6, eval_interval=1, seed=5,
     num_samples=7, temperature=0, top_k=1, top_p=0.01, work_dir="other", device="cuda", threads=2,
     input_file="other.txt",
@@ -1017,7 +1017,7 @@ CHANGED = {
         num_workers=4, mix="mlp,ngram,mlp", fold_batchnorm=True, find_lr=True, check_backprop=True,
     ),
     gpt: dict(
-        **CHANGED, block_size=20, preset="gpt2", lookback=2, positions="learned", activation="gelu",
+        **CHANGED, block_size=20, preset="gpt2", positions="learned", activation="gelu",
         tied=True, optimizer="adamw", grad_accum=2, max_new_tokens=5, prompt="Th", dtype="bfloat16",
         compile="on", eval_chars=50, stop="e", init_from="mini/other.pt", attention="The sun",
     ),
