@@ -1,6 +1,8 @@
 """Benchmarks of makemore.py; nothing here is part of the test suite.
 
     python tests/bench_makemore.py --results --data names.txt [--only gru]     # the table of the README (mix: its end)
+    python tests/bench_makemore.py --results --only mix --data names.txt --out MODELS
+    python tests/bench_makemore.py --distil MODELS --data names.txt            # one model that learns from that mixture
     python tests/bench_makemore.py --upstream PATH --data names.txt            # step times, next to karpathy/makemore
     python tests/bench_makemore.py --upstream PATH --data names.txt --minutes 10   # time to its loss after ten minutes
     python tests/bench_makemore.py --lines 1000000                             # time and peak memory of a long file
@@ -24,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -42,7 +45,8 @@ RESULTS = {
     "Kneser-Ney, order 6": "--type ngram --n 6",
     "Kneser-Ney, order 7": "--type ngram --n 7",
     "bag of words": "--type bow",
-    "MLP, 3 characters": "--type mlp",
+    "MLP, 3 characters": "--type mlp --block-size 3",
+    "MLP, 8 characters": "--type mlp",
     "MLP + BatchNorm": "--type mlp --batchnorm",
     "MLP, gradients by hand": "--type mlp --batchnorm --backprop manual",
     "WaveNet": "--type wavenet",
@@ -51,11 +55,12 @@ RESULTS = {
     "GRU": "--type gru",
     "LSTM": "--type lstm",
     "Transformer": "--type transformer",
-    "WaveNet, dilated, longer": "--type wavenet-dilated --dropout 0.15 -w 0.1 --max-steps 5000",
-    "GRU, longer": "--type gru --n-embd 64 --n-embd2 256 --dropout 0.4 -w 0.1 --max-steps 5000",
-    "LSTM, longer": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0.4 -w 0.1 --max-steps 5000",
-    "Transformer, longer": "--type transformer --n-embd 128 --dropout 0.3 -l 2e-3 --max-steps 10000",
+    "WaveNet, dilated, longer": "--type wavenet-dilated --dropout 0.15 --max-steps 5000",
+    "GRU, longer": "--type gru --n-embd 64 --n-embd2 256 --dropout 0.4 --max-steps 5000",
+    "LSTM, longer": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0.4 --max-steps 5000",
+    "Transformer, longer": "--type transformer --n-embd 96 --dropout 0.3 --max-steps 7000",
 }
+STUDENT = "--type transformer --n-embd 128 --dropout 0 -l 2e-3 --max-steps 5000"  # what --distil trains
 MIX = ("Kneser-Ney, order 7", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
 
 
@@ -96,6 +101,67 @@ def results(data, only, root):
         shares = ", ".join(re.findall(r"^ (\d\.\d+)  \d", out, re.M))
         cells = f"`--mix {','.join(names)}` | shares {shares} | {' | '.join(final)}"
         print(f"| the three of them, mixed | {cells} | {clock(seconds)} | {memory:.0f} MB |")
+
+
+@torch.no_grad()
+def opinions(teacher, lines, chunk=5000):
+    """What a mixture expects after each character of lines (N, T + 1): (N, T, V). It writes the lines that are -1.
+
+    Lines begin with the start token, and are zero after their end.
+    """
+    N, T, generator = len(lines), lines.shape[1] - 1, torch.Generator().manual_seed(1)
+    expected = torch.zeros(N, T, len(teacher.vocab), dtype=torch.float16)
+    for alive in torch.arange(N).split(chunk):
+        t = 0
+        while t < T and len(alive):
+            votes = torch.stack([run.next_logits(lines[alive, : t + 1]).softmax(1) for run in teacher.model.runs])
+            p = (teacher.model.weights[:, None, None] * votes).sum(0)  # (B, V)
+            expected[alive, t], t = p.half(), t + 1
+            written, given = torch.multinomial(p, 1, generator=generator)[:, 0], lines[alive, t]
+            lines[alive, t] = torch.where(given < 0, written, given)
+            alive = alive[lines[alive, t] != 0]
+    lines.clamp_(min=0)  # after the end of what it wrote
+    return expected
+
+
+def distil(data, folder, flags):
+    """Train one model on what a mixture expects (Hinton et al. 2015), and add it to the mixture.
+
+    It learns from the lines of train and from twice as many that the mixture writes, which nobody knows by heart. Its
+    targets are what the mixture expects; on the lines of train, half of that is what stands there.
+    """
+    began = time.perf_counter()
+    teacher = makemore.load(f"{folder}/mix", input_file=data)
+    student = makemore.start_run(makemore.parse_args([*flags.split(), "-i", data, "--device", "cpu"]))
+    examples, V = student.examples("train"), len(student.vocab)
+    x, y = examples.batch(torch.arange(len(examples)))
+    lines = F.pad(torch.cat((x, torch.full_like(x.repeat(2, 1), -1))), (0, 1), value=-1)  # (N, T + 1)
+    lines[:, 0] = 0
+    expected = opinions(teacher, lines)
+    lines = lines[:, :-1]  # (N, T); what comes last is only expected
+    expected[: len(x)] = (expected[: len(x)] + F.one_hot(y + 1, V + 1)[..., 1:]) / 2  # y is -1 after the end
+    print(f"{2 * len(x):,} lines written, {time.perf_counter() - began:.0f} s", flush=True)
+
+    config, model = student.config, student.model.train()
+    optimizer = makemore.make_optimizer(model, config)
+    for step in range(config.max_steps):
+        index = torch.from_numpy(makemore.drawn(len(lines), config.batch_size, step, config.seed)[0])
+        length = 1 + int(lines[index].any(0).sum())
+        x, p = lines[index, :length], expected[index, :length].float()
+        loss = -(p * model(x).log_softmax(2)).sum() / p.sum()
+        for group in optimizer.param_groups:
+            group["lr"] = makemore.learning_rate(step, config, config.max_steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % (config.max_steps // 10) == 0:
+            seconds = time.perf_counter() - began
+            print(f"step {step + 1}: loss {loss:.4f}, dev {student.evaluate():.4f}, {seconds:.0f} s", flush=True)
+    student.save(f"{folder}/student")
+    print(f"one model, `{flags}`:", *(f"{part} {student.evaluate(part):.4f}" for part in makemore.PARTS))
+    members = ",".join([*(f"{folder}/{folder_of(name)}" for name in MIX), f"{folder}/student"])
+    final, _, out, _ = run_row(f"{folder}/all", f"--mix {members}", data)
+    print("with the three, mixed:", *final, "shares", *re.findall(r"^ (\d\.\d+)  \d", out, re.M))
 
 
 def load_upstream(path):
@@ -150,7 +216,7 @@ def compare(path, data, steps, batch, chunk=50):
         rival = Upstream(theirs, corpus, kind, batch)
         own = dict(SIZES, n_layer=1) if kind in ("mlp", "rnn", "gru") else SIZES  # upstream's have one layer each
         windows = dict(block_size=corpus.longest + 1) if kind == "mlp" else {}
-        given = dict(type=kind, input_file=data, device="cpu", dropout=0.0, init="torch", **own, **windows)
+        given = dict(type=kind, input_file=data, device="cpu", dropout=0.0, lookback=1, init="torch", **own, **windows)
         run = makemore.start_run({name: value for name, value in given.items() if name in makemore.uses(kind)})
         model, examples = run.model, run.examples("train")
         rows = round(batch * per_line) if model.windowed else batch
@@ -254,6 +320,7 @@ if __name__ == "__main__":
     parser.add_argument("--results", action="store_true")
     parser.add_argument("--only", default="", help="rows of --results whose name contains this; types, for --minutes")
     parser.add_argument("--out", metavar="FOLDER", help="keep the models of --results there")
+    parser.add_argument("--distil", metavar="FOLDER", help="one model that learns from the mixture in FOLDER/mix")
     parser.add_argument("--upstream", metavar="PATH")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32, help="lines per step of both, for --upstream")
@@ -266,6 +333,8 @@ if __name__ == "__main__":
     if args.results:
         with tempfile.TemporaryDirectory() as scratch:
             results(args.data, args.only, args.out or scratch)
+    if args.distil:
+        distil(args.data, args.distil, STUDENT)
     if args.upstream and args.minutes:
         race(args.upstream, args.data, args.minutes, args.only)
     elif args.upstream:
