@@ -633,7 +633,7 @@ class Transformer(SequenceModel):
 
     def forward(self, idx):
         packing, n = Packing(idx), len(self.tokens)
-        recent = F.pad(idx, (n - 1, 0)).unfold(1, n, 1).unbind(2)  # n times (B, T), the earliest character first
+        recent = F.pad(idx, (n - 1, 0)).unfold(1, n, 1).unbind(2)[::-1]  # n times (B, T), the newest character first
         x = sum((table(i) for table, i in zip(self.tokens, recent, strict=True)), self.position(idx))  # (B, T, C)
         x = self.dropout(packing.pack(x))  # (N, C)
         for block in self.blocks:
@@ -681,8 +681,8 @@ MODELS = {
         dict(RECURRENT, max_steps=4000), dict(cell=LSTMCell), 2),
     "transformer": Entry(
         Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
-        dict(block_size=None, n_layer=4, n_head=4, n_embd=64, lookback=4, dropout=0.2, init="kaiming",
-             batch_size=128, learning_rate=3e-3, max_steps=5000), threads=4),
+        dict(block_size=None, n_layer=4, n_head=4, n_embd=64, lookback=4, dropout=0.15, init="kaiming",
+             batch_size=128, learning_rate=3e-3, max_steps=3500), threads=4),
 }
 # fmt: on
 

@@ -455,12 +455,12 @@ def test_a_window_model_sees_its_context_all_of_it_and_nothing_else(kind):
 
 
 def test_lookback_sums_an_embedding_for_each_of_the_last_characters():
-    """The tables are ordered as one reads: the last is the character's own. Before a line there are start tokens."""
+    """The first table is that of the character itself, the second that of the one before. Lines begin after zeros."""
     model, seen = make("transformer", ["abcd"], n_layer=1, n_head=1, n_embd=4, lookback=3).model, []
     for table in model.tokens:
         table.register_forward_hook(lambda table, inputs, output: seen.append(inputs[0].tolist()))
     model(torch.tensor([[0, 1, 2, 3]]))
-    assert seen == [[[0, 0, 0, 1]], [[0, 0, 1, 2]], [[0, 1, 2, 3]]]
+    assert seen == [[[0, 1, 2, 3]], [[0, 0, 1, 2]], [[0, 0, 0, 1]]]
 
 
 @networks
