@@ -95,7 +95,7 @@ class Config:
     max_steps: int = setting("training", 10_000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
     batch_size: int = setting("training", 256, "lines (or contexts) per step", "-b", low=1, high=10**6)
     learning_rate: float = setting("training", 1e-3, "peak learning rate", "-l", high=1e30)
-    weight_decay: float = setting("training", 0.1, "decoupled weight decay of the matrices", "-w")
+    weight_decay: float = setting("training", 0.1, "decoupled decay of the matrices (sgd: a hundredth)", "-w")
     optimizer: str = setting("training", "adamw", "how gradients become steps", choices=("adamw", "sgd"), fixed=True)
     schedule: str = setting("training", "cosine", "how that falls", choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = setting("training", 100, "steps in which the learning rate climbs to its peak")
@@ -753,8 +753,8 @@ def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
 def make_optimizer(model, config):
     """AdamW or SGD; only matrices decay, never biases and gains."""
     matrices, others = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
-    groups = [(matrices, config.weight_decay), (others, 0.0)]
-    groups = [dict(params=params, weight_decay=decay) for params, decay in groups if params]
+    decay = config.weight_decay * (0.01 if config.optimizer == "sgd" else 1)  # times the rate; SGD's are so much larger
+    groups = [dict(params=params, weight_decay=d) for params, d in ((matrices, decay), (others, 0.0)) if params]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)

@@ -454,6 +454,17 @@ def test_a_window_model_sees_its_context_all_of_it_and_nothing_else(kind):
         torch.testing.assert_close(run.model(x)[3:4], run.model(x[3:4]))
 
 
+@pytest.mark.parametrize("optimizer, decay", [("adamw", 0.1), ("sgd", 0.001)])
+def test_a_step_shrinks_matrices_by_about_as_much_with_either_optimizer(optimizer, decay):
+    """Both multiply the decay by the rate, and SGD's rates are a hundred times AdamW's; the rest never decays."""
+    run = make("mlp", ["abcd"], optimizer=optimizer, **SMALL)
+    groups = makemore.make_optimizer(run.model, run.config).param_groups
+    assert {(p.ndim >= 2, group["weight_decay"]) for group in groups for p in group["params"]} == {
+        (True, decay),
+        (False, 0.0),
+    }
+
+
 def test_lookback_sums_an_embedding_for_each_of_the_last_characters():
     """The first table is that of the character itself, the second that of the one before. Lines begin after zeros."""
     model, seen = make("transformer", ["abcd"], n_layer=1, n_head=1, n_embd=4, lookback=3).model, []
