@@ -96,8 +96,8 @@ def results(data, only, root):
     if only in ("", "mix"):
         names = [folder_of(name) for name in MIX]
         final, seconds, out, memory = run_row(f"{root}/mix", "--mix " + ",".join(f"{root}/{n}" for n in names), data)
-        shares = ", ".join(re.findall(r"^ (\d\.\d+)  \d", out, re.M))
-        cells = f"`--mix {','.join(names)}` | shares {shares} | {' | '.join(final)}"
+        weights = ", ".join(re.findall(r"^ (\d\.\d+)  \d", out, re.M))
+        cells = f"`--mix {','.join(names)}` | weights {weights} | {' | '.join(final)}"
         print(f"| the three of them, mixed | {cells} | {clock(seconds)} | {memory:.0f} MB |")
 
 
@@ -159,7 +159,7 @@ def distil(data, folder, flags):
     print(f"one model, `{flags}`:", *(f"{part} {student.evaluate(part):.4f}" for part in makemore.PARTS))
     members = ",".join([*(f"{folder}/{folder_of(name)}" for name in MIX), f"{folder}/student"])
     final, _, out, _ = run_row(f"{folder}/all", f"--mix {members}", data)
-    print("with the three, mixed:", *final, "shares", *re.findall(r"^ (\d\.\d+)  \d", out, re.M))
+    print("with the three, mixed:", *final, "weights", *re.findall(r"^ (\d\.\d+)  \d", out, re.M))
 
 
 def load_upstream(path):
