@@ -114,7 +114,8 @@ def opinions(teacher, lines, chunk=5000):
         while t < T and len(alive):
             votes = torch.stack([run.next_logits(lines[alive, : t + 1]).softmax(1) for run in teacher.model.runs])
             p = (teacher.model.weights[:, None, None] * votes).sum(0)  # (B, V)
-            expected[alive, t], t = p.half(), t + 1
+            expected[alive, t] = p.half()
+            t += 1
             written, given = torch.multinomial(p, 1, generator=generator)[:, 0], lines[alive, t]
             lines[alive, t] = torch.where(given < 0, written, given)
             alive = alive[lines[alive, t] != 0]
