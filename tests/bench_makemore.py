@@ -84,6 +84,12 @@ def run_row(folder, flags, data):
     return final, time.perf_counter() - began, out, usage.ru_maxrss / 1024
 
 
+def mix_row(folders, target, data):
+    """Mix the models of these folders into another; return what run_row does, with the weights for the output."""
+    final, seconds, out, memory = run_row(target, f"--mix {','.join(folders)}", data)
+    return final, seconds, ", ".join(re.findall(r"^ (\d\.\d+)  \d", out, re.M)), memory
+
+
 def results(data, only, root):
     """A row for every model whose name contains `only`; what was trained stays in the folder `root`."""
     print("| model | flags | parameters | train | dev | test | time | peak memory |\n|---|---|--:|--:|--:|--:|--:|--:|")
@@ -95,8 +101,7 @@ def results(data, only, root):
             print(f"| {name} | `{flags}` | {parameters} | {losses} | {clock(seconds)} | {memory:.0f} MB |", flush=True)
     if only in ("", "mix"):
         names = [folder_of(name) for name in MIX]
-        final, seconds, out, memory = run_row(f"{root}/mix", "--mix " + ",".join(f"{root}/{n}" for n in names), data)
-        weights = ", ".join(re.findall(r"^ (\d\.\d+)  \d", out, re.M))
+        final, seconds, weights, memory = mix_row([f"{root}/{name}" for name in names], f"{root}/mix", data)
         cells = f"`--mix {','.join(names)}` | weights {weights} | {' | '.join(final)}"
         print(f"| the three of them, mixed | {cells} | {clock(seconds)} | {memory:.0f} MB |")
 
@@ -134,7 +139,7 @@ def distil(data, folder, flags):
     student = makemore.start_run(makemore.parse_args([*flags.split(), "-i", data, "--device", "cpu"]))
     examples, V = student.examples("train"), len(student.vocab)
     x, y = examples.batch(torch.arange(len(examples)))
-    lines = F.pad(torch.cat((x, torch.full_like(x.repeat(2, 1), -1))), (0, 1), value=-1)  # (N, T + 1)
+    lines = F.pad(torch.cat((x, x.new_full((2 * len(x), x.shape[1]), -1))), (0, 1), value=-1)  # (N, T + 1)
     lines[:, 0] = 0
     expected = opinions(teacher, lines)
     lines = lines[:, :-1]  # (N, T); what comes last is only expected
@@ -158,9 +163,9 @@ def distil(data, folder, flags):
             print(f"step {step + 1}: loss {loss:.4f}, dev {student.evaluate():.4f}, {seconds:.0f} s", flush=True)
     student.save(f"{folder}/student")
     print(f"one model, `{flags}`:", *(f"{part} {student.evaluate(part):.4f}" for part in makemore.PARTS))
-    members = ",".join([*(f"{folder}/{folder_of(name)}" for name in MIX), f"{folder}/student"])
-    final, _, out, _ = run_row(f"{folder}/all", f"--mix {members}", data)
-    print("with the three, mixed:", *final, "weights", *re.findall(r"^ (\d\.\d+)  \d", out, re.M))
+    members = [f"{folder}/{name}" for name in (*map(folder_of, MIX), "student")]
+    final, _, weights, _ = mix_row(members, f"{folder}/all", data)
+    print("with the three, mixed:", *final, "weights", weights)
 
 
 def load_upstream(path):
