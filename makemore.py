@@ -702,8 +702,9 @@ def build(config, vocab_size, longest):
 
 
 def cross_entropy(logits, targets, reduction="mean"):
-    """Negative log-likelihood of the targets in nats; targets of -1 do not count. The one loss for all models."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, reduction=reduction)
+    """Negative log-likelihood of the targets in nats: tokens, of which -1 do not count, or probabilities (..., V)."""
+    rows = logits.flatten(0, -2), targets.flatten(0, logits.ndim - 2)
+    return F.cross_entropy(*rows, ignore_index=-1, reduction=reduction)
 
 
 @contextlib.contextmanager
@@ -735,8 +736,7 @@ def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no overflow, however small the temperature
     if 0 < top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], -math.inf)
     probs = logits.softmax(-1)
     if top_p < 1:
         ranked, order = probs.sort(descending=True, dim=-1)

@@ -3,6 +3,7 @@
     python tests/bench_gpt.py --nanogpt PATH              # everything; PATH: a checkout of karpathy/nanoGPT
     python tests/bench_gpt.py --nanogpt PATH loss step    # only some of: loss time step sample
     python tests/bench_gpt.py --nanogpt PATH seeds --flags="--preset small --compile on"   # each alone, and averaged
+    python tests/bench_gpt.py --out FOLDER --flags=... distil   # one more, taught by those that seeds left there
     python tests/bench_gpt.py dtype --seeds 4             # the preset mini in float32 and in bfloat16
     python tests/bench_gpt.py processes                   # one batch shared by two processes of this machine
     python tests/bench_gpt.py encode                      # a generated text of 2 GB (--gigabytes), in the folder --tmp
@@ -97,9 +98,50 @@ def mean_loss(logits, val, size):
     return total / count
 
 
-def averaged(runs):
-    """What maps tokens to the logarithms of the runs' probabilities, averaged (but for a constant)."""
-    return lambda x: torch.stack([run.model(x).log_softmax(-1) for run in runs]).logsumexp(0)
+class Averaged(torch.nn.Module):
+    """The models of several runs together: the logarithms of their probabilities, averaged (but for a constant)."""
+
+    def __init__(self, runs):
+        super().__init__()
+        self.members = torch.nn.ModuleList(run.model for run in runs)
+
+    def new_cache(self, batch_size):
+        return [member.new_cache(batch_size) for member in self.members]
+
+    def forward(self, x, caches=None):
+        opinions = [m(x, cache) for m, cache in zip(self.members, caches or [None] * len(self.members), strict=True)]
+        return torch.stack(opinions).log_softmax(-1).logsumexp(0)
+
+
+class Taught(gpt.Text):
+    """A text, and after its train part another that a teacher writes; train's targets are what the teacher expects.
+
+    Where the text itself stands, half of each target is what stands there.
+    """
+
+    def __init__(self, text, teacher, config, streams=512):
+        low, self.real = text.parts["train"]
+        start, length = torch.full((streams, 1), int(text.tokens[low])), 3 * self.real // (2 * streams)
+        written = gpt.continuation(teacher, start, replace(config, max_new_tokens=length, temperature=1.0))
+        known = np.concatenate([text.tokens[: self.real], torch.stack(list(written), 1).flatten().numpy()])
+        super().__init__(np.concatenate([known, text.tokens[self.real :]]), text.vocab, text.digest, text.places)
+        n, half = len(known), config.block_size // 2
+        self.parts = {"train": (0, n), "val": (n, len(self.tokens))}
+        self.expected = torch.zeros(n, len(text.vocab), dtype=torch.float16)  # of each token, from what is before it
+        with torch.no_grad():  # from the end: where windows overlap, what was seen with more before it stays
+            for starts in torch.arange(n - 1 - 2 * half, -half, -half).clamp(min=0).split(32):
+                x, _ = super().batch(starts, 2 * half, torch.device("cpu"))
+                for start, p in zip(starts, teacher(x).softmax(-1).half(), strict=True):
+                    self.expected[start + 1 : start + 1 + 2 * half] = p
+
+    def batch(self, starts, block_size, device):
+        """starts (B,) -> inputs (B, T) and targets: probabilities (B, T, V), or tokens (B, T) where it is judged."""
+        x, y = super().batch(starts, block_size, device)
+        index = torch.as_tensor(starts)[:, None] + torch.arange(1, block_size + 1)  # (B, T)
+        if index.max() >= len(self.expected):
+            return x, y
+        p, truth = self.expected[index].float(), torch.nn.functional.one_hot(y, len(self.vocab)).float()
+        return x, torch.lerp(p, truth, (index < self.real)[..., None] / 2)
 
 
 def ours(folder, text_path, *args):
@@ -229,8 +271,24 @@ def bench_seeds(nano, text_path, folder, val, seeds, flags):
         print(f"{' '.join(map(str, given))}: {words}", flush=True)
         runs.append(gpt.load(f"{folder}/seed{seed}", device="cpu"))
         if seed:
-            loss = mean_loss(averaged(runs), val, runs[0].config.block_size)
+            loss = mean_loss(Averaged(runs), val, runs[0].config.block_size)
             print(f"  {len(runs)} of them averaged: val {loss:.4f}", flush=True)
+
+
+def bench_distil(text_path, folder, val, flags):
+    """Train one model on what all of those that seeds left in the folder expect together (Hinton et al. 2015)."""
+    start = time.perf_counter()
+    runs = [gpt.load(path, input_file=text_path, device="cpu") for path in sorted(Path(folder or ".").glob("seed*"))]
+    if not runs:
+        sys.exit("nobody there to teach: name the folder that seeds was given with --out")
+    teacher = Averaged(runs).eval()
+    student = gpt.start_run(gpt.parse_args([*flags, "-i", text_path, "-o", f"{folder}/student"]), verbose=True)
+    student.data = Taught(student.data, teacher, runs[0].config)
+    written = len(student.data.expected) - student.data.real
+    print(f"{written:,} characters written and judged, {time.perf_counter() - start:.0f} s", flush=True)
+    loss = mean_loss(student.train().model, val, student.config.block_size)
+    print(f"one model taught by {len(runs)}, {' '.join(flags)}: val {loss:.4f}; {time.perf_counter() - start:.0f} s")
+    print(f"  all averaged: val {mean_loss(Averaged([*runs, student]), val, student.config.block_size):.4f}")
 
 
 def bench_dtype(text_path, folder, seeds, steps=400):
@@ -317,7 +375,8 @@ def main():
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--flags", type=str.split, default=[], help="of gpt.py, for seeds")
+    parser.add_argument("--flags", type=str.split, default=[], help="of gpt.py, for seeds and distil")
+    parser.add_argument("--out", help="keep the models of seeds there; distil finds them, and adds one")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tmp", default=tempfile.gettempdir())
     args = parser.parse_args()
@@ -343,7 +402,9 @@ def main():
         if "sample" in what:
             bench_sample(nano)
         if "seeds" in what:
-            bench_seeds(nano, args.text, folder, val, args.seeds, args.flags)
+            bench_seeds(nano, args.text, args.out or folder, val, args.seeds, args.flags)
+        if "distil" in what:
+            bench_distil(args.text, args.out, val, args.flags)
         if "dtype" in what:
             bench_dtype(args.text, folder, args.seeds)
         if "processes" in what:

@@ -106,63 +106,40 @@ def results(data, only, root):
         print(f"| the three of them, mixed | {cells} | {clock(seconds)} | {memory:.0f} MB |")
 
 
-@torch.no_grad()
-def opinions(teacher, lines, chunk=5000):
-    """What a mixture expects after each character of lines (N, T + 1): (N, T, V). It writes the lines that are -1.
+class Taught(makemore.Lines):
+    """Lines whose targets are what a teacher expects; on the first `real`, half of that is what stands there."""
 
-    Lines begin with the start token, and are zero after their end.
-    """
-    N, T, generator = len(lines), lines.shape[1] - 1, torch.Generator().manual_seed(1)
-    expected = torch.zeros(N, T, len(teacher.vocab), dtype=torch.float16)
-    for alive in torch.arange(N).split(chunk):
-        t = 0
-        while t < T and len(alive):
-            votes = torch.stack([run.next_logits(lines[alive, : t + 1]).softmax(1) for run in teacher.model.runs])
-            p = (teacher.model.weights[:, None, None] * votes).sum(0)  # (B, V)
-            expected[alive, t] = p.half()
-            t += 1
-            written, given = torch.multinomial(p, 1, generator=generator)[:, 0], lines[alive, t]
-            lines[alive, t] = torch.where(given < 0, written, given)
-            alive = alive[lines[alive, t] != 0]
-    lines.clamp_(min=0)  # after the end of what it wrote
-    return expected
+    def __init__(self, lines, vocab, teacher, real):
+        super().__init__(lines, vocab)
+        self.real, self.expected = real, torch.zeros(len(lines), int(self.lengths.max()) + 1, len(vocab))
+        with makemore.inference(teacher):
+            for index in self.in_order(32_768):
+                x, _ = super().batch(index)
+                self.expected[index, : x.shape[1]] = teacher(x).softmax(-1)
+
+    def batch(self, index):
+        """index (B,) -> inputs (B, T) and targets (B, T, V): probabilities, none after the end of a line."""
+        x, y = super().batch(index)
+        inside, truth = (y >= 0)[..., None], F.one_hot(y.clamp(min=0), self.expected.shape[2])
+        p = torch.lerp(self.expected[index, : x.shape[1]], truth.float(), (index < self.real)[:, None, None] / 2)
+        return x, p * inside * inside.numel() / inside.sum()  # so that the mean is over what is inside
 
 
 def distil(data, folder, flags):
     """Train one model on what a mixture expects (Hinton et al. 2015), and add it to the mixture.
 
-    It learns from the lines of train and from twice as many that the mixture writes, which nobody knows by heart. Its
-    targets are what the mixture expects; on the lines of train, half of that is what stands there.
+    It learns from the lines of train and from twice as many that the mixture writes, which nobody knows by heart.
     """
     began = time.perf_counter()
     teacher = makemore.load(f"{folder}/mix", input_file=data)
-    student = makemore.start_run(makemore.parse_args([*flags.split(), "-i", data, "--device", "cpu"]))
-    examples, V = student.examples("train"), len(student.vocab)
-    x, y = examples.batch(torch.arange(len(examples)))
-    lines = F.pad(torch.cat((x, x.new_full((2 * len(x), x.shape[1]), -1))), (0, 1), value=-1)  # (N, T + 1)
-    lines[:, 0] = 0
-    expected = opinions(teacher, lines)
-    lines = lines[:, :-1]  # (N, T); what comes last is only expected
-    expected[: len(x)] = (expected[: len(x)] + F.one_hot(y + 1, V + 1)[..., 1:]) / 2  # y is -1 after the end
-    print(f"{2 * len(x):,} lines written, {time.perf_counter() - began:.0f} s", flush=True)
-
-    config, model = student.config, student.model.train()
-    optimizer = makemore.make_optimizer(model, config)
-    for step in range(config.max_steps):
-        index = torch.from_numpy(makemore.drawn(len(lines), config.batch_size, step, config.seed)[0])
-        length = 1 + int(lines[index].any(0).sum())
-        x, p = lines[index, :length], expected[index, :length].float()
-        loss = -(p * model(x).log_softmax(2)).sum() / p.sum()
-        for group in optimizer.param_groups:
-            group["lr"] = makemore.learning_rate(step, config, config.max_steps)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % (config.max_steps // 10) == 0:
-            seconds = time.perf_counter() - began
-            print(f"step {step + 1}: loss {loss:.4f}, dev {student.evaluate():.4f}, {seconds:.0f} s", flush=True)
-    student.save(f"{folder}/student")
-    print(f"one model, `{flags}`:", *(f"{part} {student.evaluate(part):.4f}" for part in makemore.PARTS))
+    given = makemore.parse_args([*flags.split(), "-i", data, "-o", f"{folder}/student", "--device", "cpu"])
+    student = makemore.start_run(given, verbose=True)
+    real = len(student.data.train)
+    written = [line for seed in range(20) for line in teacher.sample(real // 10, seed=seed)]
+    student.parts["train"] = Taught(student.data.train + written, student.vocab, teacher.model, real)
+    print(f"{len(written):,} lines written, {time.perf_counter() - began:.0f} s", flush=True)
+    losses = [f"{part} {student.train().evaluate(part):.4f}" for part in makemore.PARTS if part != "train"]
+    print(f"one model, `{flags}`:", *losses, f"{time.perf_counter() - began:.0f} s", flush=True)
     members = [f"{folder}/{name}" for name in (*map(folder_of, MIX), "student")]
     final, _, weights, _ = mix_row(members, f"{folder}/all", data)
     print("with the three, mixed:", *final, "weights", weights)

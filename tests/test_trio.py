@@ -1,6 +1,7 @@
 """What all three files promise: each works alone, imports in silence, and shared helpers are the same in every copy."""
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import PIPES
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +71,18 @@ def test_the_lecture_is_short_and_stands_in_front(name):
     assert ["LESSONS" in lines[i + 1] for i in ends] == [True, False] and "WORKSHOP" in lines[ends[1] + 1]
     assert (ends[0] <= LENGTHS[name][0], len(lines) - 1 <= LENGTHS[name][1]) == (True, True)
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("name", ["makemore", "gpt"])
+def test_targets_may_be_probabilities(name):
+    """Certain ones are as good as tokens; those of a teacher who knows exactly cost its entropy."""
+    cross_entropy = importlib.import_module(name).cross_entropy
+    logits, tokens = torch.randn(4, 5, 7), torch.randint(7, (4, 5))
+    certain = torch.nn.functional.one_hot(tokens, 7).float()
+    torch.testing.assert_close(cross_entropy(logits, certain), cross_entropy(logits, tokens))
+    torch.testing.assert_close(cross_entropy(logits[:, 0], certain[:, 0]), cross_entropy(logits[:, 0], tokens[:, 0]))
+    teacher = torch.distributions.Categorical(logits=logits)
+    torch.testing.assert_close(cross_entropy(logits, teacher.probs), teacher.entropy().mean())
 
 
 def test_importing_micrograd_needs_the_standard_library_only(alone):
