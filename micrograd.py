@@ -73,7 +73,7 @@ def _softplus(x: float) -> float:  # log(1 + exp(x)), which is -log(sigmoid(-x))
 
 
 def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x)) if x > 0.0 else 1.0 - 1.0 / (1.0 + math.exp(x))  # exp cannot overflow
+    return 1.0 / (1.0 + math.exp(-x)) if x > 0.0 else math.exp(x) / (1.0 + math.exp(x))  # exp cannot overflow
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -278,10 +278,10 @@ def as_value(x) -> Value:
 def unpack(values: Iterable) -> tuple[list[float], tuple]:
     """-> (numbers, operands). Among Values, a number becomes a Value; numbers alone have no operands."""
     try:
-        values = (values,) if isinstance(values, Value) else tuple(values)  # a layer of one gives a bare Value
+        values = iter((values,) if isinstance(values, Value) else values)  # a layer of one gives a bare Value
     except TypeError:
         raise TypeError(f"{values!r} is not a list: give a list of Values or numbers") from None
-    kinds = set(map(type, values))
+    kinds = set(map(type, values := tuple(values)))  # not above: a mistake in a generator is told as it is
     if Value not in kinds:
         return [number(v) for v in values], ()
     if len(kinds) > 1:
@@ -358,7 +358,7 @@ class Module:
     """Something with parameters: all Values in its attributes, also inside lists and other Modules."""
 
     def parameters(self) -> list[Value]:
-        return values_in(list(vars(self).values()))
+        return list(dict.fromkeys(values_in(list(vars(self).values()))))  # once, even where two layers share it
 
     def zero_grad(self) -> None:
         for p in self.parameters():
@@ -468,7 +468,7 @@ def cross_entropy(logits: Iterable, target: int) -> Value:
         raise ValueError(f"target {target!r} is not one of {len(numbers)} classes: give 0 to {len(numbers) - 1}")
     top, slopes = max(numbers), probabilities(numbers)
     slopes[target] -= 1.0
-    loss = top + math.log(sum(math.exp(x - top) for x in numbers)) - numbers[target]
+    loss = math.log(sum(math.exp(x - top) for x in numbers)) - (numbers[target] - top)
     return node(loss, operands, tuple(slopes), "cross-entropy")
 
 
@@ -743,7 +743,7 @@ SHAPES: dict[str, Callable] = {  # the place of a point: t runs from 0 to 1 alon
 
 
 def make_data(shape: str, n: int, noise: float, rng=random) -> tuple[list[tuple[float, float]], list[int]]:
-    """-> (points, targets): n of them in random order, with Gaussian noise on both coordinates."""
+    """-> (points, targets): n of them along the shape, classes in random order, with Gaussian noise."""
     targets = [1 if i % 2 else -1 for i in range(n)]
     rng.shuffle(targets)
     places = (SHAPES[shape]((i + 0.5) / n, target, rng) for i, target in enumerate(targets))

@@ -670,6 +670,15 @@ def test_parameters_are_found_wherever_they_stand():
     assert len(Net().parameters()) == 1 + 2 + 3 + 3
 
 
+def test_a_shared_parameter_counts_once():
+    net = Module()
+    net.embedding = [Value(1.0), Value(2.0)]
+    net.head = net.embedding  # tied, as in GPT-2
+    (total(net.parameters()) * 3.0).backward()
+    SGD(net.parameters(), lr=0.1).step()
+    assert [p.data for p in net.parameters()] == [0.7, 1.7]
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -912,11 +921,6 @@ def test_a_number_with_three_hundred_digits_leaves_the_picture_small():
     assert micrograd.plot_graph(y).get_size_inches()[0] < 400
 
 
-def test_a_notebook_shows_small_graphs_only():
-    assert "<svg" in neuron_graph()._repr_svg_()
-    assert total(Value(1.0) for _ in range(500))._repr_svg_() is None
-
-
 def test_a_notebook_never_sees_an_exception(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert neuron_graph()._repr_svg_() is None
@@ -1155,6 +1159,19 @@ def test_wrong_targets(loss, target, words):
     with pytest.raises(TypeError, match="1 is not a list"):
         loss([Value(0.3)], 1)
     assert squared_error([Value(0.5)], [0]).data == 0.25 and hinge([Value(0.5)], [True]).data == 0.5
+
+
+def test_what_is_all_but_certain_keeps_its_digits():
+    assert Value(-40.0).sigmoid().data == pytest.approx(math.exp(-40), rel=1e-15)
+    loss = logistic([score := Value(40.0)], [1])
+    loss.backward()
+    assert (loss.data, -score.grad) == pytest.approx((math.exp(-40), math.exp(-40)), rel=1e-15)
+    assert cross_entropy([1e9, 1e9 - 20], 0).data == pytest.approx(math.log1p(math.exp(-20)), rel=1e-7)
+
+
+def test_a_mistake_inside_a_generator_is_told_as_it_is():
+    with pytest.raises(TypeError, match="'a' is not a number"):
+        mean(Value(x) for x in ["a"])
 
 
 def test_wrong_types():
