@@ -78,7 +78,7 @@ class Config:
 
     input_file: str = setting("data", "input.txt", "text file (UTF-8), of any size", "-i", what="FILE")
 
-    preset: str = setting("model", "auto", "defaults, see the list below (auto: baby on a GPU, else mini)", what="NAME")
+    preset: str = setting("model", "auto", "defaults, see the list below (auto: with CUDA baby, or mini)", what="NAME")
     block_size: int = setting("model", 64, "context length in characters", low=1, high=65_536)
     n_layer: int = setting("model", None, "number of layers", low=1, high=1024)
     n_head: int = setting("model", None, "number of attention heads", low=1, high=1024)
@@ -195,7 +195,7 @@ def average_by_softmax(x):
     return weights @ x
 
 
-def attend(q, k, v, scale):
+def attend(q, k, v):
     """Attention written out: the scores q·k decide how much of each earlier v is averaged (Vaswani et al. 2017).
 
     q, k, v are (B, H, T, D). Returns the averages (B, H, T, D) and the weights (B, H, T, T), whose rows sum to one.
@@ -203,7 +203,7 @@ def attend(q, k, v, scale):
     """
     T, S = q.shape[-2], k.shape[-2]  # the T queries are the last T of the S positions
     future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
-    weights = (scale * q @ k.mT).masked_fill(future, -math.inf).softmax(-1)  # (B, H, T, S)
+    weights = (q.shape[-1] ** -0.5 * q @ k.mT).masked_fill(future, -math.inf).softmax(-1)  # (B, H, T, S)
     return weights @ v, weights
 
 
@@ -263,7 +263,7 @@ class CausalSelfAttention(nn.Module):
             cache[:, :, :, start : start + T] = torch.stack((k, v), 2)
             k, v = cache[:, :, :, : start + T].unbind(2)
         if self.watched or 1 < T < k.shape[2]:  # the kernel's mask needs as many queries as keys
-            y, self.weights = attend(q, k, v, q.shape[-1] ** -0.5)
+            y, self.weights = attend(q, k, v)
         else:  # the same in one kernel that never writes the (T, T) weights down (Dao et al. 2022)
             with torch.autocast("cpu", enabled=False):  # or it would turn the float32 from above back
                 y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
@@ -320,7 +320,7 @@ class Cache:
     """What the layers have computed of a text so far, so that one more character costs one position's work."""
 
     recent: torch.Tensor  # (B, lookback - 1), the last tokens
-    layers: list  # keys and values of each layer, (B, H, 2, block_size, D)
+    layers: list  # keys and values of each layer, (B, H, 2, block_size, D), or None if they are not needed again
     length: int = 0
 
 
@@ -353,29 +353,27 @@ class GPT(nn.Module):
         layers = [self.token.weight.new_zeros(shape) for _ in self.blocks]
         return Cache(torch.full((batch_size, len(self.earlier)), self.padding, device=device), layers)
 
-    def embed(self, idx, recent, start):
-        """Tokens (B, T) -> (B, T, C): the sum of an embedding for each of the last `lookback` characters.
+    def embed(self, past, start):
+        """Tokens (B, lookback - 1 + T) -> (B, T, C): a sum of embeddings, of each of the last `lookback` characters.
 
         What stands two characters back need not be fetched by attention first: with this, the first layer already
         knows the word it is in (after the smear and n-gram embeddings of the nanoGPT speed runs, 2025).
         """
-        T, n = idx.shape[1], len(self.earlier)
-        x = self.token(idx)
-        past = torch.cat((recent, idx), 1)  # (B, n + T)
+        n = len(self.earlier)
+        x = self.token(past[:, n:])
         for back, table in enumerate(self.earlier, 1):
-            x = x + table(past[:, n - back : n - back + T])
-        return x if self.position is None else x + self.position.weight[start : start + T]
+            x = x + table(past[:, n - back : -back])
+        return x if self.position is None else x + self.position.weight[start : start + x.shape[1]]
 
     def forward(self, idx, cache=None):
         """Logits (B, T, V). With a cache, idx goes on where the last call ended."""
-        start = 0 if cache is None else cache.length
-        recent = idx.new_full((len(idx), len(self.earlier)), self.padding) if cache is None else cache.recent
-        x = drop(self.embed(idx, recent, start), self.training * self.dropout)  # (B, T, C)
-        for i, block in enumerate(self.blocks):
-            x = block(x, start, None if cache is None else cache.layers[i])
-        if cache is not None:
-            cache.recent = torch.cat((recent, idx), 1)[:, idx.shape[1] :]
-            cache.length += idx.shape[1]
+        if cache is None:  # the text begins here, and nothing is kept of it
+            cache = Cache(idx.new_full((len(idx), len(self.earlier)), self.padding), [None] * len(self.blocks))
+        past = torch.cat((cache.recent, idx), 1)  # (B, lookback - 1 + T)
+        x = drop(self.embed(past, cache.length), self.training * self.dropout)  # (B, T, C)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, cache.length, layer)
+        cache.recent, cache.length = past[:, idx.shape[1] :], cache.length + idx.shape[1]
         return self.head(self.norm(x))  # (B, T, V)
 
 
@@ -514,20 +512,21 @@ class Run:
         self.progress, self.console = Progress(), Console(self, verbose and self.processes.rank == 0)
         self.optimizers, self.scaler, self.memory, self.source = [], None, {}, None  # see `begin`, `keep`, `set_aside`
 
-    def evaluate(self, part="val", text=None):
+    def evaluate(self, part="val"):
         """The mean loss over a part ("train" or "val") in nats per character; config.eval_chars of them, 0: all."""
-        text, add = text or text_of(self), partial(cross_entropy, reduction="sum")
-        losses = [(x.item(), n) for x, n in self.losses(text, part, self.config.eval_chars, add)]
+        add, mine = partial(cross_entropy, reduction="sum"), slice(self.processes.rank, None, self.processes.size)
+        losses = self.losses(text_of(self), part, add, self.config.eval_chars, mine)
+        losses = [(x.item(), n) for x, n in losses]
         total, count = self.processes.sum(sum(x for x, _ in losses), sum(n for _, n in losses))
         return total / count
 
     def score(self, text):
         """The loss in nats of each character after the first, an array (T - 1,), in windows of block_size."""
         text, each = Text(self.vocab.encode(text), self.vocab), partial(cross_entropy, reduction="none")
-        return torch.cat([loss for loss, _ in self.losses(text, "all", 0, each)]).float().cpu().numpy()
+        return torch.cat([loss for loss, _ in self.losses(text, "all", each)]).float().cpu().numpy()
 
-    def losses(self, text, part, limit, measure):
-        """Yield measure(logits, targets) of every batch of windows and its size; each process takes its share."""
+    def losses(self, text, part, measure, limit=0, share=slice(None)):
+        """Yield measure(logits, targets) of every batch of windows and its size, or of a process's share of them."""
 
         def loss_of(starts, length):
             x, y = text.batch(starts, length, self.device)
@@ -535,7 +534,7 @@ class Run:
                 return measure(self.model(x), y), y.numel()
 
         batches = windows(*part_of(text, part), self.config.block_size, limit)
-        for starts, length in list(batches)[self.processes.rank :: self.processes.size]:
+        for starts, length in list(batches)[share]:
             yield from in_memory(loss_of, starts, length)
 
     def stream(self, prompt=None, max_new_tokens=None, **settings):
@@ -556,7 +555,7 @@ class Run:
         idx = tokens.expand(c.num_samples, -1)
         rows = torch.stack([idx[:, 0], *continuation(self.model, idx, c)], 1)[:, 1:] if c.num_samples else idx
         texts = [self.vocab.decode(row) for row in rows.tolist()]
-        return [prompt + "".join(text.partition(c.stop or "\0")[:2]) for text in texts]
+        return [prompt + "".join(text.partition(c.stop)[:2] if c.stop else text) for text in texts]
 
     def attention(self, text):
         """The attention weights while reading a text, an array (n_layer, n_head, T, T); row t is where t looks."""
@@ -826,7 +825,7 @@ def start_run(given, verbose=False, text=None):
     if MODES[mode].opens:
         checkpoint = load_checkpoint(given.get("init_from") or Path(given.get("work_dir", "")) / MODES[mode].opens)
         if mode != "init_from":
-            return open_run(checkpoint, {"eval_chars": 0, **given} if mode == "eval" else given, verbose, text)
+            return open_run(checkpoint, given, verbose, text)
         trained = open_run(checkpoint, {"device": "cpu"}).config  # its weights need not be on a GPU twice
     plan = make_plan(given)
     if not trained and given.get("preset", "auto") == "auto":
@@ -924,8 +923,9 @@ def text_of(run):
     """The text that a run was trained on: at hand, in its folder, or in a file."""
     path, text = run.folder and run.folder / "tokens.bin", run.data
     if not len(text.tokens):
-        held = path and (read_header(path)[0] or {}).get("source", {}).get("sha256") == text.digest
-        run.data = TokenFile(path, text.places) if held else first_with(text.digest, text.places, text_in_memory)
+        head, read = path and read_header(path)[0], partial(text_in_memory, more_chars=run.vocab.chars)
+        held = head and (head["source"]["sha256"], head["chars"]) == (text.digest, run.vocab.chars)
+        run.data = TokenFile(path, text.places) if held else first_with(text.digest, text.places, read)
     return run.data
 
 
@@ -1099,7 +1099,7 @@ def check_shares(config, size):
 
 
 def build(config, vocab_size):
-    torch.manual_seed(config.seed)
+    reseed(torch.device("cpu"), config.seed)  # where models are made
     return PRESETS[config.preset].model(config, vocab_size)
 
 
@@ -1703,9 +1703,8 @@ class Plan:
         return torch.autocast(self.device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
 
 
-# without --force-reinstall pip finds the same version of another build and leaves it
+# Cards before 7.5 are in no torch for CUDA 13. Without --force-reinstall pip finds another build, and leaves it
 INSTALL_LEGACY = 'pip install --force-reinstall "torch<2.15" --index-url https://download.pytorch.org/whl/cu126'
-LAST_LEGACY = (7, 5)  # cards before this one are in no torch for CUDA 13, and need a driver of the branch 580
 
 
 def try_device(device):
@@ -1736,21 +1735,21 @@ def plan_device(machine, device="auto", dtype="auto", compile="auto"):
     if kind == "cuda" and machine.cards and not wanted:
         there = ", ".join(f"{c.index} is {c.name}" for c in machine.cards)
         raise UserError(f"--device {device}: there is no card {number}; {there}")
-    reasons = reasons or [machine.no_cuda or "torch sees no card; check nvidia-smi and CUDA_VISIBLE_DEVICES"]
     if kind == "cuda":
+        reasons = reasons or [machine.no_cuda or "torch sees no card; check nvidia-smi and CUDA_VISIBLE_DEVICES"]
         raise UserError(f"--device {device} cannot be used: {'; '.join(reasons)}")
     if dtype == "float16":
         raise UserError(f"--dtype float16 needs a CUDA device: on {kind} take float32 or bfloat16")
     if kind == "mps" or (kind == "auto" and machine.mps):
         words = machine.trial("mps") if machine.mps else "this torch or this machine has no Metal"
-        if kind == "mps" and dtype == "bfloat16":
+        if dtype == "bfloat16" and (kind == "mps" or not isinstance(words, str)):
             raise UserError("--dtype bfloat16: on mps take float32")
         if not isinstance(words, str):
             return Plan(torch.device("mps"), "float32", compile == "on", "Metal")
         if kind == "mps":
             raise UserError(f"--device mps cannot be used: {words}")
-        reasons, wanted = [f"Metal: {words}"], True
-    why = "as asked" if kind == "cpu" else "; ".join(reasons) if wanted else "no CUDA device"
+        reasons = [f"Metal: {words}"]
+    why = "as asked" if kind == "cpu" else "; ".join(reasons) or "no CUDA device"
     chosen = ("bfloat16" if machine.bf16() else "float32") if dtype == "auto" else dtype
     return Plan(torch.device("cpu"), chosen, compile == "on", why)
 
@@ -1761,7 +1760,7 @@ def explain_unusable(card, words, version):
         return f"{card}: {words}"
     if card.capability < (5, 0):
         return f"{card} is older than any CUDA that torch still speaks; take --device cpu"
-    cure = INSTALL_LEGACY if card.capability < LAST_LEGACY else "pip install --upgrade torch"
+    cure = INSTALL_LEGACY if card.capability < (7, 5) else "pip install --upgrade torch"
     return f"torch {version} has no kernels for {card}; {cure}"
 
 
@@ -1977,7 +1976,7 @@ def speed(run, pace):
     c, chars = run.config, run.config.batch_size * run.config.block_size  # per step
     flops = chars * flops_per_char(run.model, c) / pace
     words = f"{1000 * pace:6.1f} ms/step {chars / pace:9,.0f} chars/s {flops / 1e9:7,.0f} GFLOP/s"
-    return f"{words} ({100 * flops / run.peak:.0f} % of peak)"
+    return f"{words} ({100 * flops / (run.peak * run.processes.size):.0f} % of peak)"
 
 
 def flops_per_char(model, config):
@@ -2139,10 +2138,10 @@ def do_train(run):
 
 def do_eval(run):
     text = "".join(read_chunks(run.config.eval))
-    loss = run.evaluate("all", Text(run.vocab.encode(text), run.vocab))
+    loss = run.score(text).mean()
     print(f"eval: {loss:.4f} nats/char over {len(text) - 1} characters")
     text, names = text[:20_000], run.vocab.chars.replace("\n", "¶").replace(" ", "␣")
-    found = torch.cat([x for x, _ in run.losses(Text(run.vocab.encode(text), run.vocab), "all", 0, guessed)])
+    found = torch.cat([x for x, _ in run.losses(Text(run.vocab.encode(text), run.vocab), "all", guessed)])
     with optional():
         title, page = f"{run.config.eval}: {loss:.4f} nats per character", run.folder / "surprise.html"
         write_surprise(page, run, title, text, [[1.0], *found.tolist()], names)  # the first is given, and no surprise
@@ -2180,7 +2179,7 @@ MODES = {
     "init_from": Mode(do_train, "model.pt", "data model training sampling run"),
     "sample_only": Mode(write, "model.pt", "sampling seed work_dir device"),
     "interactive": Mode(do_interactive, "model.pt", "sampling seed work_dir device"),
-    "eval": Mode(do_eval, "model.pt", "work_dir device dtype eval_chars"),
+    "eval": Mode(do_eval, "model.pt", "work_dir device dtype"),
     "attention": Mode(do_attention, "model.pt", "work_dir device"),
 }
 MEMORY_HINT = "cut the batch (--grad-accum 4), or lower --batch-size, --block-size, --n-embd, --n-layer, --num-samples"

@@ -126,12 +126,12 @@ def test_four_ways_to_average_the_past():
 
     # 4. and attention is that, with scores q·k in place of the zeros: where q is 0, it is the plain average still
     v = x[:, None]  # (B, one head, T, D)
-    attended, w = gpt.attend(torch.zeros_like(v), torch.randn_like(v), v, scale=0.5)
+    attended, w = gpt.attend(torch.zeros_like(v), torch.randn_like(v), v)
     assert torch.allclose(attended[:, 0], said, atol=1e-6)
     assert torch.allclose(w[0, 0], torch.tril(torch.ones(6, 6)) / torch.arange(1, 7)[:, None])
 
     # what the lesson is for: with a real q, each position weighs its past as it likes, and never its future
-    attended, w = gpt.attend(torch.randn_like(v), torch.randn_like(v), v, scale=0.5)
+    attended, w = gpt.attend(torch.randn_like(v), torch.randn_like(v), v)
     assert not torch.allclose(attended[:, 0], said, atol=0.1)
     assert torch.allclose(w.sum(-1), torch.ones(2, 1, 6))
     assert torch.equal(w.triu(1), torch.zeros_like(w))
@@ -141,7 +141,7 @@ def test_four_ways_to_average_the_past():
 def test_written_out_attention_is_the_fused_kernel(queries):
     q, k, v = torch.randn(3, 2, 4, 7, 8).unbind()
     q = q[:, :, -queries:]
-    y, w = gpt.attend(q, k, v, 8**-0.5)
+    y, w = gpt.attend(q, k, v)
     mask = torch.ones(7, 7, dtype=torch.bool).tril()[-queries:]
     assert torch.allclose(y, F.scaled_dot_product_attention(q, k, v, attn_mask=mask), atol=1e-6)
     assert torch.allclose(w.sum(-1), torch.ones(2, 4, queries))
@@ -361,15 +361,6 @@ def test_an_interrupted_encode_leaves_nothing_and_the_next_one_works(tmp_path, c
     assert run("-i", corpus, "-o", work, "--max-steps", 2) == 0
 
 
-def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, corpus):
-    head = gpt.survey(corpus, tmp_path / "tokens.bin")
-    with open(corpus, "a", encoding="utf-8") as f:
-        f.write("more, and new characters: é")
-    with pytest.raises(gpt.UserError, match="changed while"):
-        gpt.encode_file(corpus, head, tmp_path / "tokens.bin")
-    assert not (tmp_path / "tokens.bin").exists()
-
-
 @given(low=st.integers(0, 50), count=st.integers(2, 200), block=st.integers(1, 20))
 def test_windows_cover_every_prediction_once(low, count, block):
     seen = []
@@ -472,7 +463,7 @@ def test_sampling_from_the_folder_alone(trained, capsys, tmp_path):
     assert sample("--top-k", 1) == sample("--temperature", 0) == sample("--top-p", 0)
     assert sample("--top-k", 1000) == sample("--top-k", 0)
     many = sample("--num-samples", 3, "--prompt", "Ann", "--temperature", 2)
-    assert many.count("---\nAnn") == 3 and len(set(many.split("---\n"))) > 3
+    assert many.count("---\nAnn") == 3 and len(set(re.split(r"--- \d of 3 ---\n", many)[1:])) == 3
     assert sample("--num-samples", 0) == ""
     assert len(sample("--prompt", "Bob", "--max-new-tokens", 5)) == 3 + 5 + 1
 
@@ -705,7 +696,7 @@ def test_a_model_of_ones_own_is_served_like_the_others(tmp_path, corpus, monkeyp
         assert run(*sample) == 0
         opened = gpt.load(folder, device="cpu", eval_chars=0)
         assert capsys.readouterr().out == opened.generate("Bob", 40) + "\n"
-        assert run("-o", folder, "--preset", "own", "--eval", corpus, "--eval-chars", 0) == 0
+        assert run("-o", folder, "--preset", "own", "--eval", corpus) == 0
         found = float(re.match(r"eval: ([\d.]+) nats/char", capsys.readouterr().out)[1])
         idx = torch.from_numpy(opened.vocab.encode(TEXT))  # it sees the last character only, so windows do not matter
         exact = gpt.cross_entropy(opened.model.eval()(idx[None, :-1]), idx[None, 1:]).item()
@@ -1157,7 +1148,7 @@ MISTAKES = {
     "accumulation": ("-i {text} --batch-size 6 --grad-accum 4", "6 does not divide evenly among 1 process times .* 4"),
     "device": ("-i {text} --device gpu", "gpu is unknown"),
     "half on a processor": ("-i {text} --dtype float16", "float16"),
-    "prompt": ("-i {text} --prompt Zürich", "unknown to this model: 'Z' 'r' 'z' 'ü'|unknown to this model"),
+    "prompt": ("-i {text} --prompt Zürich", "unknown to this model: 'Z' 'r' 'ü'; it knows"),
     "prompt file": ("-i {text} --prompt FILE:{tmp}/none", "cannot read .*none"),
     "two modes": ("--resume --sample-only", "do not go together"),
     "nothing to resume": ("-i {text} --resume", "there is no .*last.pt"),
