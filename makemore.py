@@ -12,7 +12,7 @@ Every model answers the same question: which character comes next? What stands w
 
     the lecture     settings · data · layers · models, simplest first · loss, evaluation, sampling · training
     the lessons     counting · two exercises · backpropagation by hand · mixtures · a look inside · order and rates
-    the workshop    settings and flags · files · checkpoints · devices and signals · console · figures · command line
+    the workshop    library · settings · files · checkpoints · devices and signals · console · figures · command line
 
 Shapes: B batch, T time (characters of a line), C channels, H heads, V vocabulary. Token 0 starts and ends every line
 and is drawn as '.'. Losses are in nats per character; the end of a line counts as a character.
@@ -354,8 +354,7 @@ class FlattenConsecutive(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        x = x.view(B, T // self.n, self.n * C)
-        return x.squeeze(1) if x.shape[1] == 1 else x
+        return x.view(B, T // self.n, self.n * C).squeeze(1)  # which leaves alone what is not 1
 
 
 TANH_GAIN = 5 / 3  # tanh squashes; this gain keeps the standard deviation from layer to layer
@@ -691,7 +690,7 @@ def build(config, vocab_size, longest):
     """Return a new model as config describes it, and config with its context length settled."""
     entry = MODELS[config.type]
     config = replace(config, block_size=entry.model.context(config, longest))
-    torch.manual_seed(config.seed)
+    reseed(torch.device("cpu"), config.seed)  # where models are made
     model = entry.model(config, vocab_size, **entry.fixed)
     reinitialise(model, config.init)
     return model, config
@@ -985,11 +984,10 @@ class NGram(WindowModel):
         node, found = torch.zeros(len(idx), dtype=torch.long), []
         for k, (contexts, pairs, counts, totals, kinds, _) in enumerate(self.levels):
             if k:
-                node = torch.where(node < 0, -1, find(contexts, node * self.V + idx[:, -k]))
-            seen = (node >= 0)[:, None]
+                node = find(contexts, node * self.V + idx[:, -k])  # after -1 the query is negative, which no key is
             pair = find(pairs, node[:, None] * self.V + tokens)
-            count = torch.where(seen & (pair >= 0), counts[pair], 0)
-            found.append((seen, count, totals[node][:, None], kinds[node]))
+            count = torch.where(pair >= 0, counts[pair], 0)
+            found.append(((node >= 0)[:, None], count, totals[node][:, None], kinds[node]))
         return found
 
     def mix(self, found):
@@ -1121,9 +1119,9 @@ def check_backprop(model, x, y):
     The forward pass is chopped into the smallest steps, in float64; the backward pass takes them one by one in reverse.
     """
     embedding, hidden, norm, head = batchnorm_parts(model)
-    n, rows = len(y), torch.arange(len(y))
+    n, rows, x, y = len(y), torch.arange(len(y)), x.cpu(), y.cpu()  # not every device has float64
     C, W1, gain, bias, W2, b2 = (
-        p.detach().double().requires_grad_()
+        p.detach().cpu().double().requires_grad_()
         for p in (embedding.weight, hidden.weight.T, norm.gamma, norm.beta, head.weight.T, head.bias)
     )
     b1 = torch.zeros(W1.shape[1]).double().requires_grad_()  # BatchNorm takes it away again: its gradient is 0
@@ -1416,7 +1414,7 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
         config = configure(given, judged(checkpoint), verbose)
         data, weights = data or find_corpus(checkpoint, config, given, lines), checkpoint["model"]
         if config.type == "mixture":
-            members = [open_run({**checkpoint, **member}, {}, data=data) for member in checkpoint["members"]]
+            members = [open_run(member, {}, data=data) for member in checkpoint["members"]]
             compare("the model", weights, {"weights": weights["weights"].new_zeros(len(members))})
             model = Mixture(members, weights["weights"])
         else:
@@ -1433,8 +1431,8 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
 
 def find_corpus(checkpoint, config, given, lines=None):
     """The data that a checkpoint was trained on, without its lines where they are gone or have changed."""
-    paths = places(checkpoint, config, given)
-    for path in paths if lines is None else [""]:
+    paths = places(checkpoint, config, given) if lines is None else [""]  # "": the list
+    for path in paths:
         with contextlib.suppress(UserError):
             corpus = load_corpus(replace(config, input_file=path), lines)
             if corpus.digest == checkpoint["digest"]:
@@ -1638,7 +1636,7 @@ def configure(given, trained=None, verbose=False):
 # Files: read with care, written whole or not at all
 
 CHUNK = 2**22  # bytes in memory at a time while a text is read
-MAX_CHARS = 65_536  # distinct ones: more than any text has, and two bytes hold them
+MAX_CHARS = 65_536  # distinct ones: more than any text has
 MAX_PARAMETERS = 10**9  # take 16 GB to train
 MAX_LINE = 4096  # characters; attention over more would take all memory there is
 
@@ -1716,7 +1714,7 @@ def check_lines(lines):
 
 def load_corpus(config, lines=None):
     """What the lines given, or those of config.input_file, hold."""
-    name, lines = config.input_file or "the list", read_lines(config.input_file) if lines is None else lines
+    name, lines = (config.input_file, read_lines(config.input_file)) if lines is None else ("the list", lines)
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
     if config.dedup:
         lines = list(dict.fromkeys(lines))
@@ -2365,7 +2363,6 @@ def write_surprise(path, run, title, text, rows, names):
 
 def do_train(run):
     """The main job: train, report, sample. Returns 128 + signal if it was stopped by one."""
-    run.data.lines("train")  # raises where they are gone, before anything is made
     with locked(run.folder):
         introduce(run)  # nothing is announced where nothing can be kept
     if run.config.diagnose:
