@@ -129,8 +129,7 @@ def bench_loss(args):
     for _ in range(args.warm):
         run.learn()
     pace = timed(args.device, run.learn, args.steps) / 1000
-    limit = args.shape.get("max_steps") or gpt.PRESETS["baby"].defaults.get("max_steps", gpt.Config.max_steps)
-    steps = max(2, min(limit, int(60 * args.minutes / pace)))
+    steps = max(2, min(run.config.max_steps, int(60 * args.minutes / pace)))
     settings = dict(preset="baby", device=args.device, eval_chars=0, **{**args.shape, "max_steps": steps})
     begun = time.perf_counter()
     run = gpt.train(args.text, eval_interval=max(1, steps // 20), **settings)

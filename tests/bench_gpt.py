@@ -37,7 +37,6 @@ sys.path.insert(0, str(ROOT))
 
 import gpt  # noqa: E402
 
-SHAPE = dict(block_size=64, n_layer=4, n_head=4, n_embd=128)
 README = (
     "--device=cpu --compile=False --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
 )
@@ -75,16 +74,15 @@ class NanoGPT:
 
     def loss(self, val):
         """Its final loss over all of val."""
-        model = self.model(torch.load(self.folder / "out-shakespeare-char" / "ckpt.pt", weights_only=True))
+        saved = torch.load(self.folder / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
+        model = self.model(**saved["model_args"])
+        model.load_state_dict(saved["model"])
         return mean_loss(lambda x: model(x, x.contiguous())[0], val, 64)  # without targets: the last only
 
-    def model(self, checkpoint=None, **shape):
+    def model(self, **shape):
         import model as nano
 
-        model = nano.GPT(nano.GPTConfig(**(checkpoint["model_args"] if checkpoint else shape)))
-        if checkpoint:
-            model.load_state_dict(checkpoint["model"])
-        return model.eval()
+        return nano.GPT(nano.GPTConfig(**shape)).eval()
 
 
 def mean_loss(logits, val, size):
@@ -221,7 +219,7 @@ PARTS = {
 def bench_sample(nano, characters=1000, rounds=3):
     """Writing from the same weights, with a context of 256."""
     torch.manual_seed(0)
-    shape = {**SHAPE, "block_size": 256}
+    shape = dict(block_size=256, n_layer=4, n_head=4, n_embd=128)
     theirs = nano.model(**shape, bias=False, vocab_size=65)
     config = gpt.configure(dict(preset="gpt2", **shape, max_new_tokens=characters, temperature=0.8))
     mine = gpt.build(config, 65).eval()
@@ -278,7 +276,7 @@ def bench_seeds(nano, text_path, folder, val, seeds, flags):
 def bench_distil(text_path, folder, val, flags):
     """Train one model on what all of those that seeds left in the folder expect together (Hinton et al. 2015)."""
     start = time.perf_counter()
-    runs = [gpt.load(path, input_file=text_path, device="cpu") for path in sorted(Path(folder or ".").glob("seed*"))]
+    runs = [gpt.load(path, input_file=text_path, device="cpu") for path in sorted(Path(folder).glob("seed*"))]
     if not runs:
         sys.exit("nobody there to teach: name the folder that seeds was given with --out")
     teacher = Averaged(runs).eval()
@@ -346,21 +344,7 @@ def bench_encode(text, folder, gigabytes):
     assert gpt.survey(path, Path(folder) / "tokens.bin") == head
     again = time.perf_counter() - again
     steps = 100
-    command = [
-        "-i",
-        path,
-        "-o",
-        folder,
-        "--device",
-        "cpu",
-        "--max-steps",
-        steps,
-        "--num-samples",
-        0,
-        "--eval-chars",
-        20000,
-    ]
-    subprocess.run([sys.executable, str(ROOT / "gpt.py"), *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    ours(folder, str(path), "--max-steps", steps, "--eval-chars", 20000)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     print(
         f"a text of {size / 1e9:.2f} GB: read and encoded in {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s; "
@@ -371,7 +355,7 @@ def bench_encode(text, folder, gigabytes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="seeds, or loss time step sample dtype processes encode (the default)")
+    parser.add_argument("what", nargs="*", help="seeds, distil; loss time step sample dtype processes encode (if none)")
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", default=str(ROOT.parent / "shared" / "data" / "input.txt"))
     parser.add_argument("--seeds", type=int, default=3)
@@ -404,7 +388,7 @@ def main():
         if "seeds" in what:
             bench_seeds(nano, args.text, args.out or folder, val, args.seeds, args.flags)
         if "distil" in what:
-            bench_distil(args.text, args.out, val, args.flags)
+            bench_distil(args.text, args.out or folder, val, args.flags)
         if "dtype" in what:
             bench_dtype(args.text, folder, args.seeds)
         if "processes" in what:

@@ -138,8 +138,11 @@ def distil(data, folder, flags):
     written = [line for seed in range(20) for line in teacher.sample(real // 10, seed=seed)]
     student.parts["train"] = Taught(student.data.train + written, student.vocab, teacher.model, real)
     print(f"{len(written):,} lines written, {time.perf_counter() - began:.0f} s", flush=True)
-    losses = [f"{part} {student.train().evaluate(part):.4f}" for part in makemore.PARTS if part != "train"]
-    print(f"one model, `{flags}`:", *losses, f"{time.perf_counter() - began:.0f} s", flush=True)
+    student.train()
+    seconds = time.perf_counter() - began
+    student = makemore.load(f"{folder}/student", input_file=data)  # to be judged on the lines of train as they are
+    losses = (f"{part} {student.evaluate(part):.4f}" for part in makemore.PARTS)
+    print(f"one model, `{flags}`:", *losses, f"{seconds:.0f} s", flush=True)
     members = [f"{folder}/{name}" for name in (*map(folder_of, MIX), "student")]
     final, _, weights, _ = mix_row(members, f"{folder}/all", data)
     print("with the three, mixed:", *final, "weights", weights)

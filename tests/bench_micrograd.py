@@ -89,28 +89,26 @@ def timed(function, arguments):
 
 
 def plain_graph(size: int):
+    """-> seconds to build it, seconds of backward, the result, and one derivative."""
     from micrograd.engine import Value
 
-    def once(seed):
-        rng = random.Random(seed)
-        nodes = [Value(rng.uniform(-1, 1)) for _ in range(20)]
-        plan = [(rng.choice("++**pr"), rng.randrange(i), rng.randrange(i)) for i in range(20, size)]
-        start = time.perf_counter()
-        for op, i, j in plan:
-            if op == "+":
-                nodes.append(nodes[i] + nodes[j])
-            elif op == "*":
-                nodes.append(nodes[i] * nodes[j] * 0.5)
-            elif op == "p":
-                nodes.append(nodes[i] ** 2)
-            else:
-                nodes.append(nodes[i].relu())
-        root = sum(nodes[-500:])
-        built = time.perf_counter()
-        root.backward()
-        return built - start, time.perf_counter() - built, root.data, nodes[0].grad
-
-    return once
+    rng = random.Random(0)
+    nodes = [Value(rng.uniform(-1, 1)) for _ in range(20)]
+    plan = [(rng.choice("++**pr"), rng.randrange(i), rng.randrange(i)) for i in range(20, size)]
+    start = time.perf_counter()
+    for op, i, j in plan:
+        if op == "+":
+            nodes.append(nodes[i] + nodes[j])
+        elif op == "*":
+            nodes.append(nodes[i] * nodes[j] * 0.5)
+        elif op == "p":
+            nodes.append(nodes[i] ** 2)
+        else:
+            nodes.append(nodes[i].relu())
+    root = sum(nodes[-500:])
+    built = time.perf_counter()
+    root.backward()
+    return built - start, time.perf_counter() - built, root.data, nodes[0].grad
 
 
 def bytes_per_node(count: int = 100_000) -> float:
@@ -273,7 +271,7 @@ def memory(size: int):
 WORKERS = {
     "demo": lambda steps: timed(demo(own=False), range(steps)),
     "demo, own losses": lambda steps: timed(demo(own=True), range(steps)),
-    "plain": lambda size: timed(plain_graph(size), [0, 0, 0, 0, 0]),
+    "plain": lambda size: [plain_graph(size) for _ in range(5)],
     "bytes": lambda _: bytes_per_node(),
     "gpt fused": lambda steps: timed(gpt("fused"), range(steps)),
     "gpt plain": lambda steps: timed(gpt("plain"), range(steps)),
@@ -318,8 +316,8 @@ def report_plain(upstream: Path, rounds: int) -> None:
     for size in (1_000, 20_000):
         theirs, ours = [], []
         for _ in range(rounds):
-            theirs += run("plain", size, upstream)["results"][1:]
-            ours += run("plain", size)["results"][1:]
+            theirs += run("plain", size, upstream)[1:]
+            ours += run("plain", size)[1:]
         assert all(abs(a - b) <= 1e-9 * max(1, abs(a)) for a, b in zip(theirs[0][2:], ours[0][2:])), "they disagree"
         a, b = (statistics.median(build + back for build, back, *_ in runs) for runs in (theirs, ours))
         build, back = (statistics.median(run[i] for run in ours) for i in (0, 1))

@@ -282,14 +282,14 @@ def test_lines_are_inputs_and_targets_no_wider_than_the_longest_needs(lines, dra
 @pytest.mark.parametrize("kind_of_data", [Lines, Windows])
 def test_in_order_visits_every_example_once(kind_of_data):
     data = kind_of_data(invent(50), Vocab(LETTERS))
-    assert sorted(torch.cat(data.in_order(7)).tolist()) == list(range(len(data)))
-    assert max(map(len, data.in_order(7))) <= 7
+    assert sorted(torch.cat(data.in_order(40)).tolist()) == list(range(len(data)))
+    assert 20 < max(data.batch(index)[0].numel() for index in data.in_order(40)) <= 40
 
 
 def test_evaluation_pads_little():
     """Lines of one length are evaluated together: most batches hold no padding at all."""
     data = Lines(["a"] * 20 + ["abcdefgh"] * 20 + ["a", "abcdefgh"] * 10, Vocab("abcdefgh"))
-    assert sum(bool((data.batch(index)[1] < 0).any()) for index in data.in_order(10)) == 0
+    assert sum(bool((data.batch(index)[1] < 0).any()) for index in data.in_order(90)) == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_recurrent_cells(name):
 
 
 def test_attention_is_a_softmax_over_the_past():
-    config = SimpleNamespace(n_embd=8, n_head=2, n_layer=1, dropout=0.0)
+    config = SimpleNamespace(n_embd=8, n_head=2, n_layer=1)
     layer, x = makemore.CausalSelfAttention(config), torch.randn(3, 5, 8)
     packing = makemore.Packing(torch.ones(3, 5))  # nothing is padding
     q, k, v = layer.qkv(x).split(8, -1)
@@ -383,11 +383,8 @@ def test_attention_is_a_softmax_over_the_past():
         scores = q[..., h] @ k[..., h].transpose(1, 2) / 4**0.5
         weights = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf).softmax(-1)
         heads.append(weights @ v[..., h])
-    deaf = type("Deaf", (makemore.Dropout,), {"forward": lambda self, x: x})
-    for p in (0.0, 0.5):  # in one kernel, and written out, as it is when weights drop out
-        layer.dropout = deaf(p)
-        y = packing.unpack(layer(packing.pack(x), packing))
-        torch.testing.assert_close(y, layer.proj(torch.cat(heads, -1)))
+    y = packing.unpack(layer(packing.pack(x), packing))
+    torch.testing.assert_close(y, layer.proj(torch.cat(heads, -1)))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
@@ -766,11 +763,6 @@ def test_settings_given_at_resumption_count(cli, first_half, tmp_path):
     assert [change for change, end in ends.items() if same(plain, end)] == []
 
 
-def test_another_optimizer_at_resumption_works_or_is_refused(cli, trained):
-    status, _, err = cli("-o", trained("mlp"), "--resume", "--max-steps", 30, "--optimizer", "sgd")
-    assert (status, err.count("\n")) in ((0, 0), (2, 1))
-
-
 class Killed(BaseException):
     """SIGKILL as the files see it: nobody tidies up."""
 
@@ -845,8 +837,8 @@ def test_a_signal_ends_the_run_in_order(cli, lines_file, tmp_path, monkeypatch, 
         status, out, err = cli(*argv, tmp_path / "run", "--max-steps", 50)
     assert (status, err) == (128 + signum, "")
     again = rf"stopped at step (\d+), .* -o {re.escape(str(tmp_path / 'run'))} --resume goes on"
-    assert int(re.search(rf"^{FINAL[:-2]}; {again}\)\nin train", out, re.M)[5]) in (7, 8)
-    assert load(tmp_path / "run/last.pt")["progress"]["step"] in (7, 8)
+    assert int(re.search(rf"^{FINAL[:-2]}; {again}\)\nin train", out, re.M)[5]) == 8
+    assert load(tmp_path / "run/last.pt")["progress"]["step"] == 8
     assert signal.getsignal(signum) == before
 
     assert cli("-o", tmp_path / "run", "--resume", "--max-steps", 12)[0] == 0
@@ -950,7 +942,8 @@ def test_eval_scores_a_line_by_itself(cli, first_half, tmp_path):
 def test_eval_of_longer_lines_than_were_trained_on_works_or_is_refused(cli, first_half, tmp_path, kind):
     (tmp_path / "long.txt").write_text("ba" * 50 + "\nba\n")
     status, out, err = cli("-o", first_half(kind)[0], "--eval", tmp_path / "long.txt")
-    assert (status, out.count("\n"), err.count("\n")) in ((0, 5, 0), (2, 0, 1))
+    refused = kind in ("bow", "transformer")  # those that have positions
+    assert (status, out.count("\n"), err.count("\n")) == ((2, 0, 1) if refused else (0, 5, 0))
 
 
 def test_the_command_line_of_upstream_runs(cli, tmp_path, monkeypatch):
@@ -1060,23 +1053,6 @@ def test_three_lines_train(cli, tmp_path):
         assert (status, err) == (0, "") and re.search(FINAL, out), kind
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_samples_print_on_windows(tmp_path, monkeypatch, terminal):
-    """A console there may know 256 characters, and the run must not die over a name; a file becomes UTF-8."""
-
-    class Output(io.TextIOWrapper):
-        def isatty(self):
-            return terminal
-
-    (tmp_path / "f.txt").write_text("\n".join(["Борис", "Иван", "美咲", "Олег", "Анна"]), encoding="utf-8")
-    output = Output(io.BytesIO(), encoding="cp1252")
-    monkeypatch.setattr(sys, "stdout", output)
-    assert makemore.main(["-i", str(tmp_path / "f.txt"), "-o", str(tmp_path), "--type=bigram", "--max-steps=1"]) == 0
-    output.flush()
-    text = output.buffer.getvalue().decode("cp1252" if terminal else "utf-8")
-    assert re.search(FINAL, text) and bool(re.search("[а-я]", text)) == (not terminal)
-
-
 def test_alone_in_an_empty_folder_it_trains_on_five_lines(tmp_path):
     """And where the file is the program, there is nobody who called it: what is not used is told all the same."""
     shutil.copy(SCRIPT, tmp_path)
@@ -1128,20 +1104,6 @@ def test_a_saved_model_comes_back(first_half, tmp_path, kind):
     again, lines = makemore.load(tmp_path / "copy"), invent(10, seed=5)
     assert again.sample(20) == run.sample(20) and again.score(lines) == run.score(lines)
     assert again.probabilities("ba") == run.probabilities("ba")
-
-
-@pytest.mark.parametrize(
-    "settings, says",
-    [
-        (dict(temperature=-1), "--temperature -1"),
-        (dict(type="gpt5"), "gpt5"),
-        (dict(colour="red"), "colour"),
-        (dict(colour=False), "colour"),
-    ],
-)
-def test_a_mistake_in_python_is_a_value_error(settings, says):
-    with pytest.raises(ValueError, match=says):
-        makemore.train(invent(10), **settings)
 
 
 @pytest.mark.parametrize(
@@ -1205,13 +1167,12 @@ def test_bad_files(cli, tmp_path, monkeypatch, raw, says):
         ("-i ok.txt --split random", "--split random"),
         *[(f"-i ok.txt --{flag} {n}", f"{flag}.*{n}") for flag in
           ("n-layer", "n-head", "n-embd", "n-embd2", "batch-size") for n in (0, -1)],
-        *[(f"-i ok.txt --type {kind} --block-size -1", "block-size.*-1") for kind in MODELS],
-        *[(f"-i ok.txt --type {kind} --block-size 0", "block-size.*0") for kind in ("bigram", "mlp", "wavenet")],
+        ("-i ok.txt --block-size -1", "block-size.*-1"),
         ("-i ok.txt --block-size 0", "block-size.*0"),
         ("-i ok.txt --type wavenet --block-size 6", "block-size 6"),
         ("-i ok.txt --type bigram --block-size 50", "block-size 50"),
         ("-i ok.txt --type transformer --block-size 2", "block-size 2"),
-        ("-i ok.txt -b 0", "0"),
+        ("-i ok.txt -b 0", "--batch-size 0: must be at least 1"),
         ("-i ok.txt -l -1", "learning-rate"),
         ("-i ok.txt -l nan", "learning-rate"),
         ("-i ok.txt -l inf", "learning-rate"),
@@ -1234,9 +1195,9 @@ def test_bad_files(cli, tmp_path, monkeypatch, raw, says):
         ("-i ok.txt --device warp", "warp"),
         ("-i ok.txt --device meta", "meta"),
         ("-i ok.txt --device privateuseone", "privateuseone"),
-        ("-i ok.txt --n-embd 1000000000000", "."),
-        ("-i ok.txt --type mlp --block-size 1000000000000", "."),
-        ("-i ok.txt --batch-size 1000000000000000", "."),
+        ("-i ok.txt --n-embd 1000000000000", "--n-embd 1000000000000: must be at most 65536"),
+        ("-i ok.txt --block-size 1000000000000", "--block-size 1000000000000: must be at most 65536"),
+        ("-i ok.txt --batch-size 1000000000000000", "--batch-size 1000000000000000: must be at most 1000000"),
         ("-i ok.txt --resume", "last.pt"),
         ("--sample-only", "model.pt"),
         ("--sample-only -o nowhere/at/all", "nowhere"),
@@ -1290,7 +1251,7 @@ def test_a_message_stays_one_line_whatever_it_quotes(cli, tmp_path, monkeypatch)
         ("--sample-only --type mlp", "type.*transformer"),
         ("--sample-only --n-embd 16", "n-embd.*8"),
         ("--sample-only --temperature -1", "temperature"),
-        ("--sample-only --num-samples 1000000000000", "."),
+        ("--sample-only --num-samples 1000000000000", "--num-samples 1000000000000: must be at most 1000000"),
         ("--eval missing.txt", "missing.txt"),
         ("--eval empty.txt", "empty"),
         ("--eval strange.txt", "unknown.*'1' '2'.*knows"),
@@ -1390,7 +1351,8 @@ def test_a_checkpoint_that_lacks_a_part_is_refused_or_not_needed(cli, first_half
             torch.save({k: v for k, v in good.items() if k != part}, folder / name)
         for mode in ("--sample-only", "--resume"):
             status, _, err = cli("-o", folder, mode)
-            assert status == 0 or (status == 2 and err.count("\n") == 1), (part, mode, err)
+            needed = (part, mode) != ("losses", "--sample-only")
+            assert (status, err.count("\n")) == ((2, 1) if needed else (0, 0)), (part, mode, err)
 
 
 def test_a_folder_as_checkpoint(cli, tmp_path):

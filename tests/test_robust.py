@@ -551,15 +551,6 @@ def test_a_checkpoint_in_which_a_bit_has_flipped_is_refused_or_says_the_same(tra
     assert not broken, (len(broken), len(bits), broken[0])
 
 
-def rezip(path, compression, change=lambda name, raw: raw):
-    """Write a zip file anew, compressed in another way or with other bytes, and with checksums that are right."""
-    with zipfile.ZipFile(path) as archive:
-        entries = [(name, change(name, archive.read(name))) for name in archive.namelist()]
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, raw in entries:
-            archive.writestr(name, raw)
-
-
 @linux
 @pytest.mark.parametrize(
     "trainer, bomb", [(makemore, False), (gpt, False), (makemore, True)], ids=["makemore", "gpt", "a bomb"]
@@ -1166,7 +1157,7 @@ def test_a_text_that_is_gone_or_has_changed_is_told_by_its_path(trainer, change,
     refused(trainer, "-o", folder, "--resume", "-i", "none.txt", "--max-steps=16", says=says)
 
 
-NINES, TOO_LARGE = "9" * 400, "a model of .* parameters is too large|must be at most"
+NINES, TOO_LARGE = "9" * 400, r"a model of [\d,]+ parameters is too large"
 COMMANDS = [  # trainer, what is asked for, what it says on stderr
     (makemore, "-i {data} -o {tmp}/out --type ngram --find-lr", "ngram counts, and has no learning rate"),
     (makemore, "-i {data} -o {tmp}/out -l 1e39", "--learning-rate 1e"),
@@ -1178,9 +1169,9 @@ COMMANDS = [  # trainer, what is asked for, what it says on stderr
     (gpt, f"-i {{data}} -o {{tmp}}/out --max-steps {NINES * 20}", "--max-steps"),
     (makemore, "-i {data} -o {tmp}/out --weight-decay 1e39", "--weight-decay"),
     (gpt, "-i {data} -o {tmp}/out --weight-decay 1e39", "--weight-decay"),
-    (makemore, "-i {data} -o {tmp}/out --n-layer 1000000", TOO_LARGE),
-    (gpt, "-i {data} -o {tmp}/out --n-layer 1000000", TOO_LARGE),
-    (gpt, "-i {data} -o {tmp}/out --n-embd 1000000 --n-head 1", TOO_LARGE),
+    (makemore, "-i {data} -o {tmp}/out --n-embd 65536", TOO_LARGE),
+    (gpt, "-i {data} -o {tmp}/out --n-embd 65536", TOO_LARGE),
+    (gpt, "-i {data} -o {tmp}/out --n-layer 1000000", "--n-layer 1000000: must be at most 1024"),
 ]
 
 
@@ -1242,7 +1233,7 @@ def test_windows_while_somebody_reads_what_is_to_be_written(trainer, run, refuse
 @both
 @pytest.mark.parametrize("name", ["log.csv", "loss.png"])
 def test_windows_while_somebody_reads_what_an_earlier_run_left(trainer, name, run, trained, data, monkeypatch):
-    """It cannot be moved away: then all is as it was, or all but that is done."""
+    """It cannot be moved away: all but that is done."""
     folder = trained(trainer)
     before = tree(folder)
 
@@ -1254,13 +1245,10 @@ def test_windows_while_somebody_reads_what_an_earlier_run_left(trainer, name, ru
     monkeypatch.setattr(trainer.time, "sleep", lambda seconds: None)
     monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=lambda *_: None, LK_NBLCK=2))
     windows(monkeypatch, trainer, replace=denied)
-    status, _, err = run(trainer, *training(trainer, data, folder, seed=5))
-    if status:
-        assert status == 2 and err.count("\n") == 1 and tree(folder) == before
-    else:
-        assert trainer.load(folder).config.seed == 5
-        for kept in ("model.pt", "last.pt"):
-            assert (folder / "previous" / kept).read_bytes() == before[kept]
+    assert run(trainer, *training(trainer, data, folder, seed=5)).status == 0
+    assert trainer.load(folder).config.seed == 5
+    for kept in ("model.pt", "last.pt"):
+        assert (folder / "previous" / kept).read_bytes() == before[kept]
 
 
 @both

@@ -136,12 +136,6 @@ def test_float16_alone_scales_its_gradients(dtype, monkeypatch):
     assert stop.value.args == (dtype == "float16",)
 
 
-@pytest.mark.parametrize("no_cuda, told", [("the driver is too old", "the driver is too old"), ("", "nvidia-smi")])
-def test_why_there_is_no_card_is_told(no_cuda, told):
-    with pytest.raises(gpt.UserError, match=told):
-        gpt.plan_device(gpt.Machine([], lambda device: math.inf, "2.13", no_cuda), "cuda")
-
-
 @pytest.mark.parametrize("capability, dtype, told", [((6, 1), "float16", "slow before 7.0"), ((7, 0), "auto", "")])
 def test_half_precision_is_slow_on_old_cards(capability, dtype, told):
     why = gpt.plan_card(gpt.Card(0, "card", capability, 8), 7.0, dtype, "auto").why

@@ -74,10 +74,10 @@ def test_samples_come_with_every_row_and_are_kept(module, capsys, tmp_path):
 
 @both
 def test_samples_do_not_touch_the_random_numbers_of_training(module, monkeypatch, capsys):
-    with_samples = train(module, quiet=True, verbose=True, dropout=0.1) if module is gpt else train(module, quiet=True)
+    with_samples = train(module, quiet=True, verbose=True, dropout=0.1)
     assert "    " + with_samples.progress.samples[-1] + "\n" not in capsys.readouterr().out
     monkeypatch.setattr(module, "glimpse", lambda run: "")
-    without = train(module, dropout=0.1) if module is gpt else train(module)
+    without = train(module, dropout=0.1)
     for name, weight in with_samples.model.state_dict().items():
         assert torch.equal(weight, without.model.state_dict()[name]), name
 
