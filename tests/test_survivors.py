@@ -148,9 +148,10 @@ def test_a_card_older_than_all_that_torch_speaks_is_told_so():
     assert "torch<2.15" in gpt.explain_unusable(gpt.Card(0, "GTX 980", (5, 0), 4), words, "2.13")
 
 
-def test_metal_has_no_bfloat16():
+@pytest.mark.parametrize("device", ["mps", "auto"])
+def test_metal_has_no_bfloat16(device):
     with pytest.raises(gpt.UserError, match="on mps take float32"):
-        gpt.plan_device(gpt.Machine([], lambda device: math.inf, "2.13", mps=True), "mps", "bfloat16")
+        gpt.plan_device(gpt.Machine([], lambda device: math.inf, "2.13", mps=True), device, "bfloat16")
 
 
 @both
