@@ -1736,8 +1736,8 @@ def plan_device(machine, device="auto", dtype="auto", compile="auto"):
         there = ", ".join(f"{c.index} is {c.name}" for c in machine.cards)
         raise UserError(f"--device {device}: there is no card {number}; {there}")
     if kind == "cuda":
-        reasons = reasons or [machine.no_cuda or "torch sees no card; check nvidia-smi and CUDA_VISIBLE_DEVICES"]
-        raise UserError(f"--device {device} cannot be used: {'; '.join(reasons)}")
+        why = "; ".join(reasons) or machine.no_cuda or "torch sees no card; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        raise UserError(f"--device {device} cannot be used: {why}")
     if dtype == "float16":
         raise UserError(f"--dtype float16 needs a CUDA device: on {kind} take float32 or bfloat16")
     if kind == "mps" or (kind == "auto" and machine.mps):
