@@ -181,9 +181,8 @@ class Value:
         return node(y, (self,), (y * (1.0 - y),), "sigmoid")
 
     def relu(self):
-        if self.data <= 0.0:
-            return node(0.0 if self.data else self.data, (self,), (), "relu")  # -0.0 stays -0.0
-        return node(self.data, (self,), (1.0,), "relu")
+        x = self.data
+        return node(x and 0.0, (self,), (), "relu") if x <= 0.0 else node(x, (self,), (1.0,), "relu")  # -0.0 stays -0.0
 
     def max(self, other):
         other = as_value(other)
@@ -289,21 +288,23 @@ def unpack(values: Iterable) -> tuple[list[float], tuple]:
     return [v.data for v in values], values
 
 
-def affine(x: Iterable, rows: Iterable[Sequence[Value]], biases: Iterable[Value] | None = None) -> list[Value]:
+def affine(x: Iterable, rows: Iterable, biases: Iterable | None = None, relu: bool = False) -> list[Value]:
     """W·x + b: for each row w of weights the node Σ wᵢ·xᵢ, plus its bias if there are biases. Any xᵢ may be a number.
 
-    The derivatives are 1 for the bias, xᵢ for wᵢ and, if x holds Values, wᵢ for xᵢ.
+    The derivatives are 1 for the bias, xᵢ for wᵢ and, if x holds Values, wᵢ for xᵢ; `relu` passes on all or nothing.
     """
-    x, operands = unpack(x)
+    (x, operands), op = unpack(x), "relu(dot)" if relu else "dot"
     shared = (*x,) if biases is None else (1.0, *x)  # derivatives that are the same for every row
     out = []
     for row, bias in zip(rows, repeat(()) if biases is None else zip(biases)):
         w = [v.data for v in row]
         if len(w) != len(x):
             raise ValueError(f"{len(w)} weights met {len(x)} inputs: give exactly {len(w)}")
-        local = (*shared, *w) if operands else shared
         y = sum(map(mul, w, x), bias[0].data if bias else 0.0)
-        out.append(node(y, (*bias, *row, *operands), local, "dot"))
+        local = (*shared, *w) if operands else shared
+        if relu and y <= 0.0:
+            y, local = y and 0.0, ()
+        out.append(node(y, (*bias, *row, *operands), local, op))
     return out
 
 
@@ -397,8 +398,9 @@ class Layer(Module):
         self.neurons = [Neuron(nin, **neuron) for _ in range(at_least_one(nout, "neurons"))]
 
     def __call__(self, x: Iterable) -> Value | list[Value]:
-        sums = affine(x, [n.w for n in self.neurons], [n.b for n in self.neurons])
-        out = [ACTIVATIONS[n.activation](v) for n, v in zip(self.neurons, sums)]
+        relu = {n.activation for n in self.neurons} == {"relu"}
+        out = affine(x, [n.w for n in self.neurons], [n.b for n in self.neurons], relu)
+        out = out if relu else [ACTIVATIONS[n.activation](v) for n, v in zip(self.neurons, out)]
         return out[0] if len(out) == 1 else out
 
     def __repr__(self):
@@ -576,7 +578,7 @@ class GPT(Module):
             h += affine(weights, zip(*(value[part] for _, value in cache)))  # the weighted mean of their values
         x = affine(h, self.attn_proj, x)  # x as the bias: the residual connection
 
-        h = [v.relu() for v in affine(rms_norm(x), self.mlp_up)]  # the MLP
+        h = affine(rms_norm(x), self.mlp_up, relu=True)  # the MLP
         x = affine(h, self.mlp_proj, x)
         return affine(x, self.head)
 
@@ -641,9 +643,7 @@ def operation(v: Value) -> str:
 
 
 def draw(root: Value, path: str | Path) -> None:
-    """Write the graph of `root` to an .svg or .png file."""
-    if Path(path).suffix not in (".svg", ".png"):
-        raise ValueError(f"cannot draw to {str(path)!r}: the name has to end in .svg or .png")
+    """Write the graph of `root` to a file whose name ends in .png, .svg, .pdf or another format of matplotlib's."""
     write(Path(path), image(plot_graph(root), format=Path(path).suffix[1:]))
 
 

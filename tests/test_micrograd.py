@@ -636,9 +636,11 @@ def test_the_demo_equals_torch_at_every_step():
     assert all((model(point) > 0) == (target > 0) for point, target in zip(points, targets))
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "linear"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "linear", "some of each"])
 def test_a_layer_is_its_neurons(activation):
-    layer = Layer(3, 4, activation=activation, rng=random.Random(0))
+    layer = Layer(3, 4, activation="relu" if activation == "some of each" else activation, rng=random.Random(0))
+    if activation == "some of each":
+        layer.neurons[1].activation = "tanh"
     x = [Value(0.5), Value(-1.0), Value(2.0)]
     assert [v.data for v in layer(x)] == [n(x).data for n in layer.neurons]
     assert [v.data for v in layer(x)] == [v.data for v in layer([0.5, -1.0, 2.0])]
@@ -648,6 +650,20 @@ def test_a_layer_is_its_neurons(activation):
     layer.zero_grad()
     total(layer([0.5, -1.0, 2.0])).backward()
     assert [p.grad for p in layer.parameters()] == gradients
+    layer.zero_grad()
+    total(n([0.5, -1.0, 2.0]) for n in layer.neurons).backward()
+    assert [p.grad for p in layer.parameters()] == gradients
+
+
+def test_a_relu_neuron_of_a_layer_is_one_node():
+    layer = Layer(2, 2)
+    for p, data in zip(layer.parameters(), (1.0, 2.0, 0.5, 1.0, 2.0, -3.0)):
+        p.data = data
+    (above, below), x = layer(point := [Value(1.0), Value(1.0)]), layer.parameters()
+    assert (above.data, below.data, above._op, below._op) == (3.5, 0.0, "relu(dot)", "relu(dot)")
+    assert above._prev == (x[2], *x[:2], *point) and below._prev == (x[5], *x[3:5], *point)
+    (above + 10 * below).backward()
+    assert [p.grad for p in (*x, *point)] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 2.0]
 
 
 def test_shapes_names_and_numbers():
@@ -1004,8 +1020,9 @@ sys.exit(micrograd.main(["--points", "5", "--max-steps", "1", "--layers", "2", "
 
 
 def test_draw_refuses(tmp_path):
-    with pytest.raises(ValueError, match=r"has to end in \.svg or \.png"):
-        draw(Value(1.0), tmp_path / "graph.gif")
+    for name, format in (("graph.txt", "txt"), ("graph", "")):
+        with pytest.raises(ValueError, match=f"Format .{format}. is not supported .supported formats: .*pdf, .*svg"):
+            draw(Value(1.0), tmp_path / name)
     with pytest.raises(ValueError, match="nobody can read a graph of 501 nodes"):
         draw(total(Value(1.0) for _ in range(500)), tmp_path / "graph.svg")
     assert not list(tmp_path.iterdir())
