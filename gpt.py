@@ -65,7 +65,7 @@ class UserError(ValueError):
 
 
 def setting(group, default, help, *names, what=None, low=0, high=10**15, choices=None, fixed=None):
-    """A field of Config that knows its flag. `fixed` ones belong to a model and cannot change once it is trained."""
+    """A field of Config and its flag. names: short forms; what: its placeholder; fixed: none may change it later."""
     fixed = group == "model" if fixed is None else fixed
     meta = dict(group=group, help=help, names=names, what=what, low=low, high=high, choices=choices, fixed=fixed)
     return field(default=default, metadata=meta)
@@ -74,11 +74,11 @@ def setting(group, default, help, *names, what=None, low=0, high=10**15, choices
 # fmt: off
 @dataclass
 class Config:
-    """All settings of a run. A preset's row in PRESETS overrides these; None: used only by rows that name it."""
+    """All settings of a run. A row of PRESETS may override them; None: no default, read only where a row names it."""
 
     input_file: str = setting("data", "input.txt", "text file (UTF-8), of any size", "-i", what="FILE")
 
-    preset: str = setting("model", "auto", "defaults, see the list below (auto: with CUDA baby, or mini)", what="NAME")
+    preset: str = setting("model", "auto", "defaults, see the list below (auto: baby on CUDA, else mini)", what="NAME")
     block_size: int = setting("model", 64, "context length in characters", low=1, high=65_536)
     n_layer: int = setting("model", None, "number of layers", low=1, high=1024)
     n_head: int = setting("model", None, "number of attention heads", low=1, high=1024)
@@ -95,7 +95,7 @@ class Config:
     learning_rate: float = setting("training", 0.03, "peak learning rate", "-l", high=1e30)
     weight_decay: float = setting("training", 0.0, "decoupled weight decay of the matrices", "-w")
     optimizer: str = setting("training", None, "how gradients become steps", choices=("muon", "adamw"), fixed=True)
-    schedule: str = setting("training", "linear", "how that falls", choices=("cosine", "linear", "step", "constant"))
+    schedule: str = setting("training", "linear", "path of the rate", choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = setting("training", 0, "steps in which the learning rate climbs to its peak")
     decay_steps: int = setting("training", 0, "where the schedule ends (0: --max-steps, or the preset's if more)")
     grad_clip: float = setting("training", 0.0, "longest gradient allowed, as a norm (0: any)")
@@ -157,7 +157,7 @@ class Text:
 
     def __init__(self, tokens, vocab, digest="", places=()):
         n, n1 = len(tokens), int(0.9 * len(tokens))
-        self.tokens, self.vocab, self.digest, self.places = tokens, vocab, digest, places  # places: files that hold it
+        self.tokens, self.vocab, self.digest, self.places = tokens, vocab, digest, places  # of its files: sha256, paths
         self.parts = {"train": (0, n1), "val": (n1, n), "all": (0, n)}  # first token, last token + 1
 
     def rows(self, starts, length):
@@ -166,7 +166,7 @@ class Text:
 
     def batch(self, starts, block_size, device):
         """starts (B,) -> inputs (B, T) and targets (B, T), the same one character later."""
-        rows = self.rows(starts, block_size + 1)
+        rows = self.rows(starts, block_size + 1)  # (B, T + 1)
         if device.type == "cuda":
             rows = rows.pin_memory().to(device, non_blocking=True)  # the copy runs while the GPU computes
         return rows[:, :-1].to(device), rows[:, 1:].to(device)
@@ -198,7 +198,7 @@ def average_by_softmax(x):
 def attend(q, k, v):
     """Attention written out: the scores q·k decide how much of each earlier v is averaged (Vaswani et al. 2017).
 
-    q, k, v are (B, H, T, D). Returns the averages (B, H, T, D) and the weights (B, H, T, T), whose rows sum to one.
+    q is (B, H, T, D), k and v (B, H, S, D), S = T or more. Returns averages (B, H, T, D) and weights (B, H, T, S).
     With q = 0 all scores are equal: the fourth way to average the past.
     """
     T, S = q.shape[-2], k.shape[-2]  # the T queries are the last T of the S positions
@@ -232,7 +232,7 @@ class Rotary(nn.Module):
         super().__init__()
         frequency = 1000.0 ** -torch.linspace(0, 1, head_size // 2 + 1)[:-1]  # a turn in 6, ..., in 5000 characters
         angle = (torch.arange(block_size)[:, None] * frequency)[:, None, None]  # (T, 1, 1, D/2)
-        self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), -1), persistent=False)
+        self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), -1), persistent=False)  # (T, 1, 1, D)
         self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), -1), persistent=False)
 
     def forward(self, x, start):  # (B, T, ..., D)
@@ -249,19 +249,19 @@ class CausalSelfAttention(nn.Module):
         self.n_head, self.rotary = config.n_head, rotary
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.watched = False  # whether to keep the attention weights: see attention_maps
+        self.watched, self.weights = False, None  # whether to keep the attention weights: see attention_maps
 
-    def forward(self, x, start=0, cache=None):
+    def forward(self, x, start=0, cache=None):  # start: how many positions came before x
         B, T, C = x.shape
-        qkv = self.qkv(x)
+        qkv = self.qkv(x)  # (B, T, 3 C)
         if x.device.type == "cpu" and qkv.dtype == torch.bfloat16:
             qkv = qkv.float()  # where products are faster in bfloat16, the attention kernel is still slower
         qk, v = qkv.view(B, T, 3, self.n_head, -1).split((2, 1), 2)  # (B, T, 2 and 1, H, D)
         q, k = (self.rotary(qk, start) if self.rotary else qk).transpose(1, 3).unbind(2)  # (B, H, T, D) each
-        v = v[:, :, 0].transpose(1, 2)
+        v = v[:, :, 0].transpose(1, 2)  # (B, H, T, D)
         if cache is not None:  # (B, H, 2, block_size, D), keys and values up to `start`
             cache[:, :, :, start : start + T] = torch.stack((k, v), 2)
-            k, v = cache[:, :, :, : start + T].unbind(2)
+            k, v = cache[:, :, :, : start + T].unbind(2)  # (B, H, start + T, D) each
         if self.watched or 1 < T < k.shape[2]:  # the kernel's mask needs as many queries as keys
             y, self.weights = attend(q, k, v)
         else:  # the same in one kernel that never writes the (T, T) weights down (Dao et al. 2022)
@@ -307,12 +307,12 @@ def drop(x, p):
 
 
 def initialise(model, table_std=0.3):
-    """First weights, by kind. Zeros end every sublayer, so that a block starts as the identity, and a loss of ln V."""
+    """First weights, by kind. Zeros end every sublayer: a block starts as the identity, and the loss at about ln V."""
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, std=table_std)
         elif isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.6 * layer.in_features**-0.5 * (not name.endswith(("proj", "head"))))
+            nn.init.normal_(layer.weight, std=0.6 * layer.in_features**-0.5 * (not re.search(r"\b(proj|head)$", name)))
 
 
 @dataclass
@@ -371,8 +371,8 @@ class GPT(nn.Module):
             cache = Cache(idx.new_full((len(idx), len(self.earlier)), self.padding), [None] * len(self.blocks))
         past = torch.cat((cache.recent, idx), 1)  # (B, lookback - 1 + T)
         x = drop(self.embed(past, cache.length), self.training * self.dropout)  # (B, T, C)
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, cache.length, layer)
+        for block, kv in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, cache.length, kv)
         cache.recent, cache.length = past[:, idx.shape[1] :], cache.length + idx.shape[1]
         return self.head(self.norm(x))  # (B, T, V)
 
@@ -419,7 +419,7 @@ PRESETS = {
 
 def cross_entropy(logits, targets, reduction="mean"):
     """Negative log-likelihood of the targets in nats: tokens, of which -1 do not count, or probabilities (..., V)."""
-    rows = logits.flatten(0, -2), targets.flatten(0, logits.ndim - 2)
+    rows = logits.flatten(0, -2), targets.flatten(0, logits.ndim - 2)  # (N, V), and (N,) or (N, V)
     return F.cross_entropy(*rows, ignore_index=-1, reduction=reduction)
 
 
@@ -427,18 +427,20 @@ def cross_entropy(logits, targets, reduction="mean"):
 def inference(model):
     """A context: eval mode and no gradients; afterwards the mode is as before."""
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 def windows(low, high, block_size, limit=0):
     """Yield (starts, length) of contexts that cover the tokens low..high side by side, in batches.
 
-    At most `limit` characters are looked at (0: all), in evenly spaced windows, the same every time.
+    With a `limit`, about so many characters are looked at, in at least one window, evenly spaced, always the same.
     """
     count = high - low - 1  # the first token has nothing before it to be predicted from
     block_size = min(block_size, count)
@@ -479,22 +481,18 @@ def continuation(model, idx, config, cached=True):
     generator = torch.Generator().manual_seed(config.seed)
     seen = fresh = idx[:, -size:].to(device)
     new_cache = model.new_cache if cached and hasattr(model, "new_cache") else lambda batch_size: None
-    cache, was_training = new_cache(len(idx)), model.training
-    model.eval()
-    try:
-        for _ in range(config.max_new_tokens):
-            if seen.shape[1] > size:
-                seen = fresh = seen[:, -max(1, size // 2) :]
-                cache = new_cache(len(idx))
-            with torch.inference_mode():  # not around the yield, or it would hold for the caller, too
-                logits = (model(seen) if cache is None else model(fresh, cache))[:, -1]  # (B, V)
-            probs = next_token_probs(logits.float().cpu(), config.temperature, config.top_k, config.top_p)
-            token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
-            yield token[:, 0]
-            fresh = token.to(device)
-            seen = torch.cat((seen, fresh), 1)
-    finally:
-        model.train(was_training)
+    cache = new_cache(len(idx))
+    for _ in range(config.max_new_tokens):
+        if seen.shape[1] > size:
+            seen = fresh = seen[:, -max(1, size // 2) :]
+            cache = new_cache(len(idx))
+        with torch.inference_mode(), inference(model):  # not around the yield, or it would hold for the caller, too
+            logits = (model(seen) if cache is None else model(fresh, cache))[:, -1]  # (B, V)
+        probs = next_token_probs(logits.float().cpu(), config.temperature, config.top_k, config.top_p)
+        token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
+        yield token[:, 0]
+        fresh = token.to(device)
+        seen = torch.cat((seen, fresh), 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -552,9 +550,8 @@ class Run:
         if num_samples is None:
             return "".join(self.stream(prompt, max_new_tokens, **settings))
         c, prompt, tokens = wishes(self, prompt, max_new_tokens, num_samples=num_samples, **settings)
-        idx = tokens.expand(c.num_samples, -1)
-        rows = torch.stack([idx[:, 0], *continuation(self.model, idx, c)], 1)[:, 1:] if c.num_samples else idx
-        texts = [self.vocab.decode(row) for row in rows.tolist()]
+        steps = list(continuation(self.model, tokens.expand(c.num_samples, -1), c)) if c.num_samples else []
+        texts = [self.vocab.decode(step[i] for step in steps) for i in range(c.num_samples)]
         return [prompt + "".join(text.partition(c.stop)[:2] if c.stop else text) for text in texts]
 
     def attention(self, text):
@@ -582,7 +579,7 @@ class Run:
         """The micro-batches of a step: all processes draw the same contexts, and each takes its share."""
         c, share, (low, high) = self.config, self.config.batch_size // self.processes.size, self.data.parts["train"]
         room = high - low - c.block_size
-        n = min(10**6, max(1, room // c.block_size))  # contexts of an epoch, side by side, elsewhere in each
+        n = min(10**6, max(1, room // c.block_size))  # contexts of an epoch, side by side; each epoch shifts them
         index, epoch = drawn(n, c.batch_size, self.progress.step, c.seed)
         starts = low + ((index + 0.618 * epoch % 1) * (room / n)).astype(np.int64)
         reseed(self.device, c.seed + self.progress.step * self.processes.size + self.processes.rank)
@@ -592,8 +589,8 @@ class Run:
     def learn(self):
         rate, batches, losses = learning_rate(self.progress.step, self.config, self.horizon), self.draw(), []
         for i, (x, y) in enumerate(batches, 1):
-            last = i == len(batches) or self.processes.size == 1  # with the last, all processes add up their gradients
-            with contextlib.nullcontext() if last else self.net.no_sync():
+            sync = i == len(batches) or self.processes.size == 1  # the last: the processes average their gradients
+            with contextlib.nullcontext() if sync else self.net.no_sync():
                 with self.plan.autocast():
                     loss = cross_entropy(self.net(x), y) / len(batches)
                 self.scaler.scale(loss).backward()
@@ -651,12 +648,12 @@ def drawn(n, batch_size, step, seed):
 
 @lru_cache(maxsize=1)
 def shuffled(n, seed, epoch):
-    """The numbers below n, each once, in an order of this epoch's own: by chance alone a third would not come."""
+    """The numbers below n, each once, in this epoch's own order: drawn with repetition, a third would not come."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def reseed(device, seed):
-    """What dropout draws from now on is as the seed says. (Telling devices that nobody uses takes torch far longer.)"""
+    """What is drawn from now on, weights or dropout, is as the seed says. (Telling idle devices takes far longer.)"""
     (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
 
 
@@ -718,7 +715,7 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             by_shape = {}
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):  # a layer may be frozen, or unused
                 by_shape.setdefault(p.shape, []).append(p)
             for (rows, columns), params in by_shape.items():
                 grads = [p.grad for p in params]
@@ -738,8 +735,8 @@ def make_optimizers(model, config):
     Muon takes the matrices of Linear layers, except model.head; AdamW the embeddings and the rest, at their own rates.
     """
     head, parameters = getattr(model, "head", None), list(model.parameters())  # a tied weight counts once
-    inner = {m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
     tables = {m.weight for m in model.modules() if type(m) is nn.Embedding}
+    inner = {m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head} - tables
 
     def group(scale, weight_decay, belongs):
         return dict(params=[p for p in parameters if belongs(p)], scale=scale, weight_decay=weight_decay)
@@ -837,9 +834,9 @@ def start_run(given, verbose=False, text=None):
     data = prepare_text(config, plan, [config.input_file], checkpoint, text)
     sketch(partial(build, config, len(data.vocab)), config, len(data.vocab))
     run = Run(config, data, build(config, len(data.vocab)), plan, verbose)
-    if text is not None and run.folder:
-        run.source, path = text.encode("utf-8", "surrogatepass"), run.folder / "input.txt"
-        if path.exists() and path.read_bytes() != run.source and not (run.folder / "model.pt").exists():
+    if text is not None:
+        run.source, path = text.encode("utf-8", "surrogatepass"), Path(config.input_file)
+        if path.is_file() and path.read_bytes() != run.source and not (run.folder / "model.pt").exists():
             raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
     with fitting():
         run.new_chars = transfer(run.model, checkpoint, data.vocab.chars) if checkpoint else ""
@@ -1080,9 +1077,8 @@ def configure(given, trained=None, verbose=False):
             what = other or "the model in this folder"
             raise UserError(f"{flag(name)} {given[name]}: {what} was trained with {old}; leave {flag(name)} out")
     if trained and not other:
-        lasting = ("data", "model", "training", *["run"] * ("resume" in given))  # what is not said of one run only
-        passing = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
-        return replace(trained, **{**passing, **given})
+        own = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] == "run" and "resume" not in given}
+        return replace(trained, **{**own, **given})
     if trained:  # another text: the shape stays, all else is new
         given = {n: getattr(trained, n) for n, f in SETTINGS.items() if f.metadata["group"] == "model"} | given
     if given.get("optimizer") == "adamw" and defaults.get("optimizer") != "adamw":
@@ -1264,7 +1260,7 @@ class TokenFile(Text):
 def text_in_memory(path, more_chars="", text=None):
     """A file, or the text itself, as a Text whose alphabet has at least more_chars."""
     digest = digest_of(path) if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    text = "".join(read_chunks(path)) if text is None else re.sub("\r\n?", "\n", text)
+    text = "".join(read_chunks(path)) if text is None else re.sub("\r\n?", "\n", text.removeprefix("\ufeff"))
     vocab = Vocab("".join(sorted(set(text) | set(more_chars))))
     return Text(vocab.encode(text), vocab, digest, [os.path.abspath(path)] if path else [])
 
@@ -1500,7 +1496,7 @@ def keep(run, best):
 
 def stored(run, name):
     """What was saved under this name."""
-    return load_checkpoint(run.folder / name) if run.folder else run.memory[name]
+    return load_checkpoint(run.folder / name) if run.folder else copy.deepcopy(run.memory[name])
 
 
 def save_run(run, folder):
@@ -1513,6 +1509,8 @@ def save_run(run, folder):
         write_atomic(folder / "model.pt", pack(snapshot(run)), ready)
         if last:
             write_atomic(folder / "last.pt", pack(last))
+        if run.source is not None:
+            write_atomic(folder / "input.txt", [run.source])
 
 
 def pack(checkpoint):
@@ -1576,7 +1574,7 @@ def compare(name, found, pattern):
 def judged(checkpoint):
     """Raise ValueError or UserError where a checkpoint is not made as `snapshot` makes it; return its settings."""
     compare("it", checkpoint, PATTERN)
-    progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], PASSING | checkpoint["config"]
+    progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], checkpoint["config"] | PASSING
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
     history = [[0] * 5, *progress["history"]]
     numbers = all([type(x) in (int, float) for x in row] == [True] * 5 and 0 <= row[3] < math.inf for row in history)

@@ -14,8 +14,8 @@ Every model answers the same question: which character comes next? What stands w
     the lessons     counting · two exercises · backpropagation by hand · mixtures · a look inside · order and rates
     the workshop    library · settings · files · checkpoints · devices and signals · console · figures · command line
 
-Shapes: B batch, T time (characters of a line), C channels, H heads, V vocabulary. Token 0 starts and ends every line
-and is drawn as '.'. Losses are in nats per character; the end of a line counts as a character.
+Shapes: B batch, T time (characters of a line), C channels, H heads, V vocabulary, N any count. Token 0 starts and ends
+every line and is drawn as '.'. Losses are in nats per character; the end of a line counts as a character.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class UserError(ValueError):
 
 
 def setting(group, default, help, *names, what=None, low=0, high=10**15, choices=None, fixed=None):
-    """A field of Config that knows its flag. `fixed` ones belong to a model and cannot change once it is trained."""
+    """A field of Config and its flag. names: short forms; what: its placeholder; fixed: none may change it later."""
     fixed = group == "model" if fixed is None else fixed
     meta = dict(group=group, help=help, names=names, what=what, low=low, high=high, choices=choices, fixed=fixed)
     return field(default=default, metadata=meta)
@@ -97,7 +97,7 @@ class Config:
     learning_rate: float = setting("training", 1e-3, "peak learning rate", "-l", high=1e30)
     weight_decay: float = setting("training", 0.1, "decoupled decay of the matrices (sgd: a hundredth)", "-w")
     optimizer: str = setting("training", "adamw", "how gradients become steps", choices=("adamw", "sgd"), fixed=True)
-    schedule: str = setting("training", "cosine", "how that falls", choices=("cosine", "linear", "step", "constant"))
+    schedule: str = setting("training", "cosine", "path of the rate", choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = setting("training", 100, "steps in which the learning rate climbs to its peak")
     decay_steps: int = setting("training", 0, "where the schedule ends (0: --max-steps, or the type's default if more)")
     grad_clip: float = setting("training", 0.0, "longest gradient allowed, as a norm (0: any)")
@@ -151,7 +151,7 @@ class Vocab:
         return np.array([token[c] for c in text], dtype=np.int64)
 
     def decode(self, tokens):
-        return "".join(self.chars[t - 1] for t in tokens)
+        return "".join(("." + self.chars)[t] for t in tokens)
 
 
 PARTS = ("train", "dev", "test")
@@ -190,7 +190,7 @@ class Lines:
     """Examples are whole lines; `batch` pads them to the longest among them.
 
     All lines lie in one stream of tokens with `gap` zeros before, between and after them, so that a line with its start
-    and end is a slice, and so is the context of any of its characters, padded with the start token as it should be.
+    and end is a slice (gap 1), and so is any character's context, padded with start tokens (gap block_size, see below).
     """
 
     gap = 1
@@ -204,17 +204,16 @@ class Lines:
         gaps_before = np.repeat(self.gap * np.arange(1, len(lines) + 1), self.lengths.numpy())
         stream[np.arange(len(chars)) + gaps_before] = chars
         self.stream = torch.from_numpy(stream).to(device)
-        self.device = device
 
     def __len__(self):
         return len(self.lengths)
 
     def batch(self, index):
         """index (B,) -> inputs (B, T) and targets (B, T), which are -1 after the end of a line."""
-        length = self.lengths[index]
-        column = torch.arange(int(length.max()) + 2)  # the start token, the characters, the end token
-        rows = self.stream[((self.starts[index] - 1)[:, None] + column).to(self.device)].long()  # (B, T + 1)
-        inside = (column[:-1] <= length[:, None]).to(self.device)
+        length = self.lengths[index][:, None]  # (B, 1)
+        column = torch.arange(int(length.max()) + 2)  # (T + 1,): the start token, the characters, the end token
+        rows = self.stream[((self.starts[index] - 1)[:, None] + column).to(self.stream.device)].long()  # (B, T + 1)
+        inside = (column[:-1] <= length).to(self.stream.device)  # (B, T): the start token and the characters
         return rows[:, :-1] * inside, rows[:, 1:].masked_fill(~inside, -1)
 
     def bigrams(self, vocab_size):
@@ -249,7 +248,7 @@ class Windows(Lines):
 
     def batch(self, index):
         """index (B,) -> contexts (B, block_size) and targets (B,)."""
-        rows = self.windows[self.first[index.to(self.device)]].long()  # (B, block_size + 1)
+        rows = self.windows[self.first[index.to(self.stream.device)]].long()  # (B, block_size + 1)
         return rows[:, :-1], rows[:, -1]
 
     def line_of(self, index):
@@ -316,7 +315,7 @@ class BatchNorm1d(nn.Module):
         return torch.addcmul(self.beta - mean * scale, x, scale)  # gamma (x - mean) / std + beta
 
     def statistics(self, x):
-        """Mean and variance of the batch; their running averages follow (of the unbiased variance, as in torch)."""
+        """Mean and variance of the batch; moves the running averages, too (unbiased variance there, as in torch)."""
         var, mean = torch.var_mean(x, tuple(range(x.ndim - 1)), correction=0)  # over all but the channels
         n = x.numel() // x.shape[-1]
         with torch.no_grad():
@@ -488,7 +487,7 @@ class Packing:
 
 
 class BoW(SequenceModel):
-    """A bag of words: every position averages what stands before it, order forgotten but for the position embedding."""
+    """A bag of words: every position averages itself and the past, order forgotten but for the position embedding."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -499,9 +498,9 @@ class BoW(SequenceModel):
         self.head = Linear(config.n_embd, vocab_size, gain=HEAD_GAIN)
 
     def forward(self, idx):
-        time, packing = torch.arange(idx.shape[1], device=idx.device), Packing(idx)
+        count, packing = torch.arange(1, idx.shape[1] + 1, device=idx.device)[:, None], Packing(idx)
         x = self.token(idx) + self.position(idx)  # (B, T, C)
-        x = packing.pack(x + x.cumsum(1) / (time + 1)[:, None])  # the mean of the past, without a mask: (N, C)
+        x = packing.pack(x + x.cumsum(1) / count)  # the mean of itself and the past, without a mask: (N, C)
         x = x + self.down(torch.tanh(self.up(x)))
         return packing.unpack(self.head(x))  # (B, T, V)
 
@@ -510,7 +509,7 @@ class Recurrence(nn.Module):
     """What all recurrent layers share: a learned initial state, one projection of all inputs at once, a loop over time.
 
     A cell says how many `gates` its projections feed, how many `states` it carries, and how to `step` from one time to
-    the next: x and u are the projections of the input and of state 0, which is what the layer above sees.
+    the next, given x, the projected input, and u, the projected state 0. State 0 is also what the layer above sees.
     """
 
     gates = states = 1
@@ -580,7 +579,7 @@ class Recurrent(SequenceModel):
 
 
 class CausalSelfAttention(nn.Module):
-    """Every position takes a weighted average of the earlier ones, by how well keys match its query (Vaswani 2017)."""
+    """Every position averages itself and the past, weighted by how well keys match its query (Vaswani et al. 2017)."""
 
     def __init__(self, config):
         super().__init__()
@@ -702,7 +701,7 @@ def build(config, vocab_size, longest):
 
 def cross_entropy(logits, targets, reduction="mean"):
     """Negative log-likelihood of the targets in nats: tokens, of which -1 do not count, or probabilities (..., V)."""
-    rows = logits.flatten(0, -2), targets.flatten(0, logits.ndim - 2)
+    rows = logits.flatten(0, -2), targets.flatten(0, logits.ndim - 2)  # (N, V), and (N,) or (N, V)
     return F.cross_entropy(*rows, ignore_index=-1, reduction=reduction)
 
 
@@ -710,12 +709,14 @@ def cross_entropy(logits, targets, reduction="mean"):
 def inference(model):
     """A context: eval mode and no gradients; afterwards the mode is as before."""
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 def line_losses(model, data, tokens=32_768):
@@ -750,9 +751,9 @@ def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def make_optimizer(model, config):
-    """AdamW or SGD; only matrices decay, never biases and gains."""
+    """AdamW or SGD; matrices decay, and the initial state of a recurrent layer, but never biases and gains."""
     matrices, others = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
-    decay = config.weight_decay * (0.01 if config.optimizer == "sgd" else 1)  # times the rate; SGD's are so much larger
+    decay = config.weight_decay * (0.01 if config.optimizer == "sgd" else 1)  # torch multiplies it by the rate
     groups = [dict(params=params, weight_decay=d) for params, d in ((matrices, decay), (others, 0.0)) if params]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate)
@@ -834,7 +835,7 @@ class Run:
         c, data = self.config, self.examples("train")
         rate = learning_rate(self.progress.step, c, self.horizon)
         x, y = data.batch(torch.from_numpy(drawn(len(data), c.batch_size, self.progress.step, c.seed)[0]))
-        reseed(self.device, c.seed + self.progress.step)
+        reseed(self.device, c.seed + self.progress.step)  # so dropout, too, is known from the step alone
         if c.backprop == "manual":
             loss = manual_gradients(self.model, x, y)
         else:
@@ -903,7 +904,7 @@ class NGram(WindowModel):
     `strength` added to every count, and nothing between the top level and the uniform one.
     """
 
-    tables = ("contexts", "pairs", "counts")  # of each level; the others follow, see `level`
+    tables = ("contexts", "pairs", "counts")  # sorted keys: V × row of the context below + character; V × row + target
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -969,8 +970,8 @@ class NGram(WindowModel):
         kinds, totals = zeros.index_add(0, node, kind), zeros[:, 0].index_add(0, node, counts.double())  # per context
         n1, n2, n3, n4 = ((counts == i).sum().item() for i in (1, 2, 3, 4))
         y = n1 / max(1, n1 + 2 * n2)
-        freed = [i - (i + 1) * y * more / max(1, few) for i, few, more in ((1, n1, n2), (2, n2, n3), (3, n3, n4))]
-        discounts = torch.tensor(freed, dtype=torch.float64).clamp(min=0.1)
+        ideal = [i - (i + 1) * y * more / max(1, few) for i, few, more in ((1, n1, n2), (2, n2, n3), (3, n3, n4))]
+        discounts = torch.tensor(ideal, dtype=torch.float64).clamp(min=0.1)
         return contexts, pairs, counts, totals, kinds, discounts
 
     def look_up(self, idx, tokens):
@@ -1127,7 +1128,7 @@ def check_backprop(model, x, y):
     b1 = torch.zeros(W1.shape[1]).double().requires_grad_()  # BatchNorm takes it away again: its gradient is 0
     emb = C[x]  # (B, T, E)
     embcat = emb.flatten(1)  # (B, T E)
-    hprebn = embcat @ W1 + b1  # (B, H)
+    hprebn = embcat @ W1 + b1  # (B, hidden)
     bnmean = hprebn.sum(0) / n
     bndiff = hprebn - bnmean
     bndiff2 = bndiff**2
@@ -1199,7 +1200,7 @@ def fold_batchnorm(run):
             scale = m.gamma * torch.rsqrt(m.running_var + m.eps)
             layer.weight.mul_(scale[:, None])
             layer.bias.copy_(m.beta - m.running_mean * scale)
-    return Run(config, run.data, folded)
+    return Run(config, run.data, folded.eval())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1268,7 +1269,7 @@ def mix(given):
 
 
 # What one layer did with one batch; `grad` is of the loss with respect to the output. `saturated`: the share of outputs
-# where a tanh is all but constant and passes no gradient on; `dead`: of neurons that are so for every example
+# beyond ±0.97, where a tanh passes hardly any gradient on; `dead`: of neurons beyond ±0.99 for every example
 LayerRow = namedtuple("LayerRow", "name kind output grad weight weight_grad saturated dead")
 
 
@@ -1287,10 +1288,9 @@ def inspect_layers(model, x, y):
     loss.backward()
     found = []
     for name, layer, out in rows:
-        weight, size = getattr(layer, "weight", None), out.detach().abs()
+        weight, size, kind = getattr(layer, "weight", None), out.detach().abs(), type(layer).__name__
         shares = (size > 0.97).float().mean().item(), (size > 0.99).flatten(0, -2).all(0).float().mean().item()
-        grads = weight, None if weight is None else weight.grad
-        found.append(LayerRow(name, type(layer).__name__, out.detach(), out.grad, *grads, *shares))
+        found.append(LayerRow(name, kind, out.detach(), out.grad, weight, getattr(weight, "grad", None), *shares))
     return loss.item(), found
 
 
@@ -1320,12 +1320,12 @@ def drawn(n, batch_size, step, seed):
 
 @lru_cache(maxsize=1)
 def shuffled(n, seed, epoch):
-    """The numbers below n, each once, in an order of this epoch's own: by chance alone a third would not come."""
+    """The numbers below n, each once, in this epoch's own order: drawn with repetition, a third would not come."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def reseed(device, seed):
-    """What dropout draws from now on is as the seed says. (Telling devices that nobody uses takes torch far longer.)"""
+    """What is drawn from now on, weights or dropout, is as the seed says. (Telling idle devices takes far longer.)"""
     (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
 
 
@@ -1401,9 +1401,9 @@ def start_run(given, verbose=False, lines=None):
     if config.backprop == "manual":
         batchnorm_parts(model)
     run = Run(config, data, model, verbose)
-    if lines is not None and run.folder:
-        run.source, path = "\n".join(lines).encode("utf-8", "surrogatepass"), run.folder / "input.txt"
-        if path.exists() and path.read_bytes() != run.source and not (run.folder / "model.pt").exists():
+    if lines is not None:
+        run.source, path = "\n".join(lines).encode("utf-8", "surrogatepass"), Path(config.input_file)
+        if path.is_file() and path.read_bytes() != run.source and not (run.folder / "model.pt").exists():
             raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
     return run
 
@@ -1626,9 +1626,8 @@ def configure(given, trained=None, verbose=False):
                 raise UserError(f"{flag(name)} {given[name]}: {why}")
         if bool(given.get("dropout", trained.dropout)) != bool(trained.dropout):
             raise UserError(f"--dropout {given['dropout']}: this model was trained with {trained.dropout}: 0 stays 0")
-        lasting = ("data", "model", "training", *["run"] * ("resume" in given))  # what is not said of one run only
-        passing = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] not in lasting}
-        return replace(trained, **{**passing, **given})
+        own = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] == "run" and "resume" not in given}
+        return replace(trained, **{**own, **given})
     return replace(Config(), **{**MODELS[kind].defaults, **given})
 
 
@@ -1706,7 +1705,7 @@ def read_lines(path):
 def check_lines(lines):
     """Lines from a program instead of a file, as a list."""
     lines = list(lines) if hasattr(lines, "__iter__") and not isinstance(lines, str) else []
-    whole = (isinstance(s, str) and 0 < len(s) <= MAX_LINE and [s] == s.strip().split("\n") for s in lines)
+    whole = (isinstance(s, str) and 0 < len(s) <= MAX_LINE and [s] == re.split("[\r\n\0]", s.strip()) for s in lines)
     if not lines or not all(whole):
         raise UserError(f"a list of lines is needed, each of 1 to {MAX_LINE:,} characters, with no blanks around it")
     return lines
@@ -1886,7 +1885,7 @@ def keep(run, best):
 
 def stored(run, name):
     """What was saved under this name."""
-    return load_checkpoint(run.folder / name) if run.folder else run.memory[name]
+    return load_checkpoint(run.folder / name) if run.folder else copy.deepcopy(run.memory[name])
 
 
 def save_run(run, folder):
@@ -1899,6 +1898,8 @@ def save_run(run, folder):
         write_atomic(folder / "model.pt", pack(snapshot(run)), ready)
         if last:
             write_atomic(folder / "last.pt", pack(last))
+        if run.source is not None:
+            write_atomic(folder / "input.txt", [run.source])
 
 
 def pack(checkpoint):
@@ -1962,7 +1963,7 @@ def compare(name, found, pattern):
 def judged(checkpoint):
     """Raise ValueError or UserError where a checkpoint is not made as `snapshot` makes it; return its settings."""
     compare("it", checkpoint, PATTERN)
-    progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], PASSING | checkpoint["config"]
+    progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], checkpoint["config"] | PASSING
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
     history = [[0] * 5, *progress["history"]]
     numbers = all([type(x) in (int, float) for x in row] == [True] * 5 and 0 <= row[3] < math.inf for row in history)
@@ -2282,9 +2283,9 @@ def plot_inside(run, before, rows):
         with drawing(run.folder / "dead.png", run, columns=2) as axes:
             for ax, when, some in zip(axes, ("before training", "after"), (before, rows), strict=True):
                 r = next(r for r in some if r.kind == "Tanh")
-                saturated = (r.output.abs() > 0.99).flatten(0, -2)[:128].cpu().numpy()
-                ax.imshow(saturated, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-                share = f"{100 * saturated.mean():.0f} % of tanh 1 saturated (white), {100 * r.dead:.0f} % dead"
+                beyond = (r.output.abs() > 0.99).flatten(0, -2)[:128].cpu().numpy()
+                ax.imshow(beyond, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+                share = f"{100 * beyond.mean():.0f} % of tanh 1 beyond ±0.99 (white), {100 * r.dead:.0f} % dead"
                 ax.set(title=f"{when}: {share}", xlabel="neuron", ylabel="example")
     with drawing(run.folder / "weights.png", run, columns=2) as (left, right):
         matrices = [r for r in rows if r.weight is not None and r.weight.ndim == 2]

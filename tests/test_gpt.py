@@ -221,6 +221,22 @@ def test_every_parameter_is_trained_by_exactly_one_group(variant):
         assert sorted(trained) == sorted(id(p) for p in model.parameters())
 
 
+def test_a_weight_that_a_table_and_a_layer_share_is_stepped_once():
+    model = torch.nn.Module()
+    model.lm_head, model.inner = torch.nn.Linear(8, 11, bias=False), torch.nn.Linear(8, 8)
+    model.wte = torch.nn.Embedding(11, 8)
+    model.wte.weight = model.lm_head.weight  # tied as nanoGPT ties it, by another name than ours
+    muon, adamw = gpt.make_optimizers(model, gpt.configure(dict(preset="mini")))
+    assert [g["params"] for g in muon.param_groups] == [[model.inner.weight]]
+    assert [len(g["params"]) for g in adamw.param_groups] == [1, 1]
+
+
+def test_only_a_layer_of_just_that_name_begins_with_zeros():
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in ("proj", "head", "multihead", "projection")})
+    gpt.initialise(model)
+    assert [bool(layer.weight.any()) for layer in model.values()] == [False, False, True, True]
+
+
 def test_rotary_scores_depend_on_distance_only():
     rotary = gpt.Rotary(20, 8)
     q, k = torch.randn(2, 1, 1, 1, 8).unbind()

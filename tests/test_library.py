@@ -415,8 +415,12 @@ def test_a_folder_keeps_the_data_that_no_file_holds(module, tmp_path, monkeypatc
 
 
 @both
-def test_a_folder_brings_the_data_that_no_file_holds_along(module, tmp_path, monkeypatch):
-    wanted = train(module, max_steps=3, work_dir="kept").evaluate()
+@pytest.mark.parametrize("work_dir", ["kept", None])
+def test_a_folder_brings_the_data_that_no_file_holds_along(module, work_dir, tmp_path, monkeypatch):
+    run = train(module, max_steps=3, work_dir=work_dir)
+    wanted = run.evaluate()
+    if not work_dir:
+        run.save("kept")
     monkeypatch.chdir(tmp_path.anchor)
     assert module.load(tmp_path / "kept").evaluate() == wanted
     let_go()
@@ -535,7 +539,10 @@ def test_texts_take_nothing_but_settings_of_sampling(given, trained):
             ask("a", 2, **given)
 
 
-WRONG_DATA = {makemore: [5, [5], [], "", [""], b"ab\n", None], gpt: [5, ["a\n", "b"], [], "", b"ab\n"]}
+WRONG_DATA = {
+    makemore: [5, [5], [], "", [""], b"ab\n", None, [*"abc", "d\re"], [*"abc", "d\0e"]],
+    gpt: [5, ["a\n", "b"], [], "", b"ab\n"],
+}
 
 
 @pytest.mark.parametrize("module, data", [(m, data) for m, some in WRONG_DATA.items() for data in some], ids=str)
@@ -700,6 +707,28 @@ def test_it_goes_on_as_if_it_had_never_stopped(module, kind, place, whole, tmp_p
 
 
 @both
+def test_what_memory_keeps_is_not_touched_by_what_comes_after(module):
+    """Also not by steps that were interrupted for good: from what was kept, it goes on exactly."""
+    given = dict(decay_steps=9, eval_interval=3)
+    wanted, run = train(module, max_steps=9, **given), train(module, max_steps=3, **given)
+    with pytest.raises(KeyboardInterrupt), module.learning(run, dict(max_steps=9)):
+        for _ in range(2):
+            run.learn()
+        raise KeyboardInterrupt
+    assert same(weights(run.train(max_steps=9)), weights(wanted))
+    assert [row[3] for row in run.progress.history] == [row[3] for row in wanted.progress.history]
+
+
+@both
+def test_going_on_keeps_the_settings_of_sampling(module):
+    run = train(module, max_steps=2, temperature=0.5, top_k=3, num_samples=2)
+    run.train(max_steps=4)
+    assert (run.config.temperature, run.config.top_k, run.config.num_samples) == (0.5, 3, 2)
+    run.save("saved")
+    assert module.load("saved").config.temperature == module.Config.temperature  # which were for that run only
+
+
+@both
 def test_a_finished_run_stays_as_it_is(module):
     run = train(module, max_steps=3)
     before, history = weights(run), list(run.progress.history)
@@ -714,6 +743,39 @@ def test_resume_needs_a_folder_with_a_run(module):
         with pytest.raises(module.UserError, match=r"there is no .*last\.pt"):
             train(module, resume=True, **given)
     assert files() == []
+
+
+def test_a_text_from_a_program_may_begin_with_a_byte_order_mark():
+    run = train(gpt, "\ufeff" + PLAY, max_steps=2, work_dir="out")
+    assert "\ufeff" not in run.vocab.chars and gpt.load("out").evaluate("all") == run.evaluate("all")
+
+
+def test_tokens_are_drawn_as_the_lecture_draws_them():
+    run = train(makemore, kind="bow", max_steps=0)
+    x, _ = run.examples("train").batch(torch.arange(2))
+    words = ["." + line for line in run.data.train[:2]]
+    assert [run.vocab.decode(row) for row in x] == [word.ljust(max(map(len, words)), ".") for word in words]
+
+
+def test_a_frozen_layer_stays_as_it_is():
+    run = train(gpt, max_steps=2)
+    frozen = list(run.model.blocks[0].mlp.parameters())
+    for p in frozen:
+        p.requires_grad_(False)
+    before, head = [p.clone() for p in frozen], run.model.head.weight.clone()
+    run.train(max_steps=4)
+    assert same(before, frozen) and not torch.equal(run.model.head.weight, head)
+
+
+def test_a_stream_leaves_the_model_as_it_is_between_two_characters():
+    run = train(gpt, max_steps=2)
+    wanted, stream = run.generate("the", 8), run.stream("the", 8)
+    run.model.train()
+    text = next(stream)
+    for piece in stream:
+        assert run.model.training
+        text += piece
+    assert text == wanted
 
 
 def test_finetuning_in_python():

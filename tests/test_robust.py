@@ -642,7 +642,7 @@ EDITS = [  # place, values; what makes no sense at all is in the tests of each t
     ("progress.history", [lambda rows: rows[1:], lambda rows: rows[:-1], lost(NAN), lost(-1.0), lost("x")]),
     ("model.*", [filled(NAN), filled(math.inf), filled(-math.inf), double, lambda t: t.to(torch.complex64)]),
 ]
-HARMLESS = ("file", "config.input_file")  # there are other places to look
+HARMLESS = ("file", "config.input_file", "config.temperature")  # other places to look; that was for one run only
 STATES = [  # what only --resume reads
     ("optimizer.state", [{0: {}}, {0: None}, {10**6: {}}, {"x": {}}]),
     ("optimizer.state.*", [{}, [], None]),
