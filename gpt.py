@@ -33,6 +33,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -760,11 +761,10 @@ def transfer(model, checkpoint, chars):
     """
     old, state = checkpoint["vocab"], model.state_dict()
     known = [chars.index(c) for c in old]
-    places = {len(old): torch.tensor(known), len(old) + 1: torch.tensor([*known, len(chars)])}
+    places = {len(old): known, len(old) + 1: [*known, len(chars)]}
     for name, weight in checkpoint["model"].items():
         sizes = zip(weight.shape, state[name].shape, strict=True)
-        rows, *columns = (torch.arange(n) if n == m else places[n] for n, m in sizes)
-        state[name][(rows[:, None], *columns) if columns else rows] = weight
+        state[name][np.ix_(*(np.arange(n) if n == m else places[n] for n, m in sizes))] = weight
     return "".join(c for c in chars if c not in old)
 
 
@@ -802,7 +802,7 @@ def train(data=None, verbose=False, **settings):
     names a folder (so a text of any size has to fit in memory), nothing is printed unless `verbose`. Ctrl-C ends the
     training in order; what was learned so far comes back, and run.train() goes on.
     """
-    if isinstance(data, os.PathLike) or (isinstance(data, str) and "\n" not in data):
+    if isinstance(data, os.PathLike) or (isinstance(data, str) and "\n" not in data and len(data) < 4096):
         settings["input_file"], data = data, None
     if not isinstance(data, str | None):
         raise UserError(f"a file or a text is needed, not {data!r:.60}")
@@ -835,9 +835,7 @@ def start_run(given, verbose=False, text=None):
     sketch(partial(build, config, len(data.vocab)), config, len(data.vocab))
     run = Run(config, data, build(config, len(data.vocab)), plan, verbose)
     if text is not None:
-        run.source, path = text.encode("utf-8", "surrogatepass"), Path(config.input_file)
-        if path.is_file() and path.read_bytes() != run.source and not (run.folder / "model.pt").exists():
-            raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
+        run.source = text.encode("utf-8", "surrogatepass")
     with fitting():
         run.new_chars = transfer(run.model, checkpoint, data.vocab.chars) if checkpoint else ""
     return run
@@ -958,7 +956,7 @@ def parse_args(argv):
     asked = re.search(rf"{flag(KIND)}[= ](\S+)", " ".join(argv))
     kind = asked[1] if asked and asked[1] in ROWS else None
     parser = argparse.ArgumentParser(
-        PROGRAM, description=__doc__.partition("\n")[0], epilog=table_of_rows(), allow_abbrev=False,
+        PROGRAM, description=(__doc__ or "").partition("\n")[0], epilog=table_of_rows(), allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=120),
     )  # fmt: skip
     parser.error, groups = fail, {}
@@ -1391,8 +1389,11 @@ def set_aside(run, folder):
     """
     previous, files = folder / "previous", [name for name in FILES if run.source or name != "input.txt"]
     killed = (previous / "last.pt").exists() and not (folder / "last.pt").exists()
-    if (killed and (previous / "model.pt").exists()) or not any((folder / name).exists() for name in files):
+    there = [name for name in files if (folder / name).exists()]
+    if (killed and (previous / "model.pt").exists()) or not there:
         return
+    if there[-1] != "model.pt":  # somebody's own
+        raise UserError(f"{folder / there[0]} is there already, and not of this run: name another folder")
     previous.mkdir(exist_ok=True)
     for name in () if killed else reversed(files):
         (previous / name).unlink(missing_ok=True)
@@ -1463,6 +1464,9 @@ def snapshot(run):
 
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
+    mine, stored = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
+    if stored[: len(mine)] != mine:  # the steps and losses
+        raise UserError(f"{run.folder} holds another run by now: load that, or give this one another folder")
     with fitting():
         for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
             if checkpoint["progress"]["step"]:
@@ -1910,7 +1914,7 @@ def glimpse(run):
 
 def outcome(run):
     """Which weights the run ended with; and if Ctrl-C ended it, how it goes on."""
-    done, again = run.progress.step, f"python {PROGRAM}.py -o {run.folder} --resume"
+    done, again = run.progress.step, f"python {PROGRAM}.py -o {shlex.quote(str(run.folder))} --resume"
     stopped = f"; stopped at step {done}, and all is kept: {again} goes on" * bool(run.stop.signum)
     return f"(best at step {run.progress.best_step}{stopped})"
 
@@ -1950,7 +1954,8 @@ class Console:
             now = time.perf_counter()
             if now - self.drawn > (0.2 if self.live else 20):
                 self.drawn, pace = now, (now - self.since) / (self.run.progress.step - self.begun)
-                self.say(self.clear + self.line(f"loss {loss:.4f}", pace), end="" if self.live else None)
+                width = shutil.get_terminal_size().columns - 1 if self.live else None  # what wraps cannot be wiped
+                self.say(self.clear + self.line(f"loss {loss:.4f}", pace)[:width], end="" if self.live else None)
 
     def row(self, improved):
         """The last row of the history; then the clock runs again."""
@@ -1966,7 +1971,7 @@ class Console:
     def line(self, losses, pace):
         step, limit = self.run.progress.step, self.run.config.max_steps
         head = f"step {step}/{limit}" if limit >= 0 else f"step {step}"
-        left = f"  {timedelta(seconds=round((limit - step) * pace))} left" if limit > step else ""
+        left = f"  {timedelta(seconds=min(1e12, round((limit - step) * pace)))} left" if limit > step else ""
         return f"{head:<18}  {losses}  " + (speed(self.run, pace) + left) * bool(self.losses)
 
 
@@ -2030,7 +2035,7 @@ def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
         import matplotlib.figure
     except ImportError as e:
         raise UserError(f"no {path} without matplotlib: {e}") from None
-    off = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math")  # the last: $ is a character
+    off = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math", "text.usetex")  # $ is plain
     with matplotlib.rc_context({"font.size": 9, **dict.fromkeys(off, False)}):
         figure = matplotlib.figure.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
         yield (axes := figure.subplots(rows, columns))

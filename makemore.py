@@ -32,6 +32,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -1241,13 +1242,14 @@ class Mixture(SequenceModel):
             for x, y in map(dev.batch, dev.in_order(32_768)):
                 targets = y[y >= 0].expand(len(self.members), -1)[..., None]
                 logprobs.append(self.member_logprobs(x)[:, y >= 0].gather(-1, targets)[..., 0].cpu())
-        p = torch.cat(logprobs, 1).double().exp()  # (K, N): each member's probability of the target
+        logprobs = torch.cat(logprobs, 1).double()  # (K, N): what each member gives the target
+        p = (logprobs - logprobs.amax(0)).exp()  # only ratios matter
         weights = self.weights.cpu().double()
         for _ in range(1000):
             weighted = weights[:, None] * p
             weights = (weighted / weighted.sum(0)).mean(1)
         self.weights.copy_(weights)
-        return -p.log().mean(1)
+        return -logprobs.mean(1)
 
 
 def mix(given):
@@ -1402,9 +1404,7 @@ def start_run(given, verbose=False, lines=None):
         batchnorm_parts(model)
     run = Run(config, data, model, verbose)
     if lines is not None:
-        run.source, path = "\n".join(lines).encode("utf-8", "surrogatepass"), Path(config.input_file)
-        if path.is_file() and path.read_bytes() != run.source and not (run.folder / "model.pt").exists():
-            raise UserError(f"{path} is there already, and not of this run: name another folder with work_dir")
+        run.source = "\n".join(lines).encode("utf-8", "surrogatepass")
     return run
 
 
@@ -1506,7 +1506,7 @@ def parse_args(argv):
     asked = re.search(rf"{flag(KIND)}[= ](\S+)", " ".join(argv))
     kind = asked[1] if asked and asked[1] in ROWS else None
     parser = argparse.ArgumentParser(
-        PROGRAM, description=__doc__.partition("\n")[0], epilog=table_of_rows(), allow_abbrev=False,
+        PROGRAM, description=(__doc__ or "").partition("\n")[0], epilog=table_of_rows(), allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=120),
     )  # fmt: skip
     parser.error, groups = fail, {}
@@ -1788,8 +1788,11 @@ def set_aside(run, folder):
     """
     previous, files = folder / "previous", [name for name in FILES if run.source or name != "input.txt"]
     killed = (previous / "last.pt").exists() and not (folder / "last.pt").exists()
-    if (killed and (previous / "model.pt").exists()) or not any((folder / name).exists() for name in files):
+    there = [name for name in files if (folder / name).exists()]
+    if (killed and (previous / "model.pt").exists()) or not there:
         return
+    if there[-1] != "model.pt":  # somebody's own
+        raise UserError(f"{folder / there[0]} is there already, and not of this run: name another folder")
     previous.mkdir(exist_ok=True)
     for name in () if killed else reversed(files):
         (previous / name).unlink(missing_ok=True)
@@ -1855,6 +1858,9 @@ def snapshot(run):
 
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
+    mine, stored = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
+    if stored[: len(mine)] != mine:  # the steps and losses
+        raise UserError(f"{run.folder} holds another run by now: load that, or give this one another folder")
     with fitting():
         if checkpoint["progress"]["step"]:
             run.optimizer.load_state_dict(optimizer_state(run.optimizer, checkpoint["optimizer"]))
@@ -2084,7 +2090,7 @@ def glimpse(run):
 
 def outcome(run):
     """Which weights the run ended with; and if Ctrl-C ended it, how it goes on."""
-    done, again = run.progress.step, f"python {PROGRAM}.py -o {run.folder} --resume"
+    done, again = run.progress.step, f"python {PROGRAM}.py -o {shlex.quote(str(run.folder))} --resume"
     stopped = f"; stopped at step {done}, and all is kept: {again} goes on" * bool(run.stop.signum)
     return f"(best at step {run.progress.best_step}{stopped})"
 
@@ -2124,7 +2130,8 @@ class Console:
             now = time.perf_counter()
             if now - self.drawn > (0.2 if self.live else 20):
                 self.drawn, pace = now, (now - self.since) / (self.run.progress.step - self.begun)
-                self.say(self.clear + self.line(f"loss {loss:.4f}", pace), end="" if self.live else None)
+                width = shutil.get_terminal_size().columns - 1 if self.live else None  # what wraps cannot be wiped
+                self.say(self.clear + self.line(f"loss {loss:.4f}", pace)[:width], end="" if self.live else None)
 
     def row(self, improved):
         """The last row of the history; then the clock runs again."""
@@ -2140,7 +2147,7 @@ class Console:
     def line(self, losses, pace):
         step, limit = self.run.progress.step, self.run.config.max_steps
         head = f"step {step}/{limit}" if limit >= 0 else f"step {step}"
-        left = f"  {timedelta(seconds=round((limit - step) * pace))} left" if limit > step else ""
+        left = f"  {timedelta(seconds=min(1e12, round((limit - step) * pace)))} left" if limit > step else ""
         return f"{head:<18}  {losses}  " + (speed(self.run, pace) + left) * bool(self.losses)
 
 
@@ -2216,7 +2223,7 @@ def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
         import matplotlib.figure
     except ImportError as e:
         raise UserError(f"no {path} without matplotlib: {e}") from None
-    off = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math")  # the last: $ is a character
+    off = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math", "text.usetex")  # $ is plain
     with matplotlib.rc_context({"font.size": 9, **dict.fromkeys(off, False)}):
         figure = matplotlib.figure.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
         yield (axes := figure.subplots(rows, columns))

@@ -678,6 +678,14 @@ def test_finetuning_keeps_what_is_known_and_names_what_is_new(trained, tmp_path,
     assert torch.allclose(before, after, atol=1e-5)
 
 
+def test_weights_of_any_number_of_dimensions_are_transferred():
+    new, old = (torch.nn.ModuleList([torch.nn.Conv1d(n, 2, 5), torch.nn.PReLU()]) for n in (4, 3))
+    for layers, slope in ((new, 0.25), (old, 0.5)):
+        layers[1].weight = torch.nn.Parameter(torch.tensor(slope))
+    assert gpt.transfer(new, dict(vocab="abd", model=old.state_dict()), "abcd") == "c"
+    assert torch.equal(new[0].weight[:, [0, 1, 3]], old[0].weight) and new[1].weight == 0.5
+
+
 class Own(torch.nn.Module):
     """The least that a model has to be: a class that takes the settings, and a forward."""
 

@@ -1278,6 +1278,17 @@ def test_bad_arguments_with_a_trained_folder(cli, trained, tmp_path, monkeypatch
 # Checkpoints that are not what this version writes
 
 
+def test_members_that_are_all_but_sure_of_the_wrong_thing_get_weights():
+    """Where every member's probability of a character is 0 in floating point, their ratio still is known."""
+    lines = makemore.Lines(["ab", "ba"], makemore.Vocab("ab"))
+    runs = [makemore.train(["ab", "ba", "aa", "bb"], type="bigram", max_steps=0, device="cpu") for _ in range(2)]
+    for run, loss in zip(runs, (2000.0, 2001.0), strict=True):
+        run.model.table.weight.data[:, 0] = loss
+    mixture = makemore.Mixture(runs, torch.full((2,), 0.5))
+    assert mixture.choose_weights(lines).tolist() == pytest.approx([4000 / 3, 4002 / 3])
+    assert mixture.weights.tolist() == pytest.approx([1.0, 0.0], abs=0.01)
+
+
 def test_mixtures_can_be_mixed_again_and_are_not_trained(cli, first_half, lines_file, tmp_path):
     gru, ngram, transformer = (first_half(kind)[0] for kind in ("gru", "ngram", "transformer"))
     assert cli("--mix", f"{gru},{transformer}", "-o", tmp_path / "inner")[0] == 0

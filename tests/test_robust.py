@@ -522,9 +522,34 @@ def test_a_text_that_no_file_holds_moves_with_its_model_and_never_over_one_of_so
 
     taken.mkdir()
     (taken / "input.txt").write_text("mine")
-    with pytest.raises(trainer.UserError, match="is there already, and not of this run"):
-        trainer.train(first, work_dir=taken, **TINY[trainer])
-    assert tree(taken) == {"input.txt": b"mine"}
+    run = trainer.train(first, **TINY[trainer])
+    for write in (lambda: run.save(taken), lambda: trainer.train(first, work_dir=taken, **TINY[trainer])):
+        with pytest.raises(trainer.UserError, match=r"input\.txt is there already, and not of this run"):
+            write()
+        assert tree(taken) == {"input.txt": b"mine"}
+
+
+@both
+def test_a_text_with_the_name_of_a_log_is_not_taken_for_one(trainer, refused, data, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    raw = data.read_bytes()
+    (folder / "samples.txt").write_bytes(raw)
+    for _ in range(2):
+        refused(trainer, *training(trainer, folder / "samples.txt", folder), says="samples.txt is there already, and")
+        assert {name: raw for name, raw in tree(folder).items() if name != "tokens.bin"} == {"samples.txt": raw}
+
+
+@both
+def test_a_run_whose_folder_another_has_taken_over_says_so(trainer, tmp_path):
+    lists = [invent(80, seed, CONSONANTS) for seed in (1, 2)]
+    first, second = (lines if trainer is makemore else "\n".join(lines) for lines in lists)
+    run = trainer.train(first, work_dir=tmp_path / "out", **TINY[trainer])
+    trainer.train(second, work_dir=tmp_path / "out", **TINY[trainer])
+    before = answers(run)
+    with pytest.raises(trainer.UserError, match="out holds another run by now"):
+        run.train(max_steps=99)
+    assert same(answers(run), before)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

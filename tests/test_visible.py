@@ -120,6 +120,20 @@ def test_a_terminal_has_a_line_that_moves(module, monkeypatch):
     progress.step = 20
     told.stepped(torch.tensor(2.5))
     assert terminal.getvalue().startswith("\r\033[Kstep 20/40") and "\n" not in terminal.getvalue()
+    terminal.truncate(0)
+    monkeypatch.setenv("COLUMNS", "12")
+    now[0], progress.step = 0.6, 30
+    told.stepped(torch.tensor(2.5))
+    assert terminal.getvalue().lstrip("\0") == "\r\033[Kstep 30/40 "  # what wraps could not be wiped
+
+
+@both
+def test_a_run_without_an_end_in_sight_says_how_long_it_takes(module, monkeypatch):
+    monkeypatch.setattr(module, "speed", lambda run, pace: "")
+    limits = SimpleNamespace(max_steps=module.SETTINGS["max_steps"].metadata["high"])
+    told = module.Console(SimpleNamespace(progress=SimpleNamespace(step=0), config=limits), verbose=True)
+    told.losses = [torch.tensor(1.0)]
+    assert re.search(r"step 0/1000000000000000 .* \d+ days, \d+:\d\d:\d\d left", told.line("loss 1.0", 100.0))
 
 
 @both
