@@ -1118,31 +1118,26 @@ def check_file(path):
 
 
 def read_chunks(path):
-    """Yield a text file of any size as strings of about CHUNK characters, without a BOM and with LF line ends.
+    """Yield a text file of any size as strings of at most CHUNK characters, without a BOM and with LF line ends.
 
     UTF-8, or UTF-16 where the file says so by its BOM, as those do that PowerShell writes.
     """
     check_file(path)
-    lines = 1
     try:
         with open(path, "rb") as f:
-            wide = f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            encoding = "utf-16" if wide else "utf-8-sig"
-            decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
-            while True:
-                block = f.read(CHUNK)
-                try:
-                    text = "\0" if b"\0" in block and not wide else decoder.decode(block, final=not block)
-                    if "\0" in text:
+            encoding = "utf-16" if f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            text = io.TextIOWrapper(f, encoding)
+            try:
+                while chunk := text.read(CHUNK):
+                    if "\0" in chunk:
                         raise UserError(f"{path} is a binary file: a text file in UTF-8 is needed")
-                except UnicodeDecodeError as e:
-                    line, byte = lines + e.object.count(b"\n", 0, e.start), f.tell() - len(e.object) + e.start
-                    bad = f"line {line}, byte {byte} is 0x{e.object[e.start]:02x}"
-                    raise UserError(f"{path} is not {encoding[:6].upper().rstrip('-')}: {bad}") from None
-                yield text
-                lines += text.count("\n")
-                if not block:
-                    return
+                    yield chunk
+            except UnicodeDecodeError as e:
+                byte = f.tell() - len(e.object) + e.start
+                f.seek(0)
+                line = next(i for i, _ in enumerate(f, 1) if f.tell() > byte)
+                bad = f"line {line}, byte {byte} is 0x{e.object[e.start]:02x}"
+                raise UserError(f"{path} is not {encoding[:6].upper().rstrip('-')}: {bad}") from None
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 

@@ -1131,7 +1131,7 @@ def assert_refused(cli, folder, *argv, says=""):
 BAD_FILES = {
     "empty": (b"", "empty"),
     "only white space": (b" \n\r\n\t\n", "empty"),
-    "binary": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary"),
+    "binary": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary|UTF-8"),
     "UTF-16 without a BOM": ("ana\nbo\ncy\n".encode("utf-16-le"), "binary|UTF-8"),
     "UTF-16 cut": ("ana\nbo\ncy\n".encode("utf-16")[:-1], "not UTF-16"),
     "Latin-1": ("ana\nbo\nzoë\n".encode("latin-1"), r"UTF-8.*line 3\b.*\b9\b.*0xeb"),
