@@ -1135,7 +1135,7 @@ def read_chunks(path):
             except UnicodeDecodeError as e:
                 byte = f.tell() - len(e.object) + e.start
                 f.seek(0)
-                line = next(i for i, _ in enumerate(f, 1) if f.tell() > byte)
+                line = 1 + sum(f.tell() <= byte for _ in f)
                 bad = f"line {line}, byte {byte} is 0x{e.object[e.start]:02x}"
                 raise UserError(f"{path} is not {encoding[:6].upper().rstrip('-')}: {bad}") from None
     except OSError as e:
