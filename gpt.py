@@ -844,7 +844,7 @@ def start_run(given, verbose=False, text=None):
 def open_run(checkpoint, given, verbose=False, text=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
     with fitting():
-        trained, vocab = judged(checkpoint), Vocab(checkpoint["vocab"])
+        trained, vocab, progress = judged(checkpoint), Vocab(checkpoint["vocab"]), Progress(**checkpoint["progress"])
         compare("the model", checkpoint["model"], sketch(partial(build, trained, len(vocab)), trained, len(vocab)))
     config = configure(given, trained, verbose)
     plan, paths = make_plan(asdict(config)), places(checkpoint, config, given)
@@ -856,10 +856,9 @@ def open_run(checkpoint, given, verbose=False, text=None):
         with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
             model = build(config, len(vocab))
         model.load_state_dict(checkpoint["model"])
-        run = Run(config, data, model, plan, verbose)
-        run.progress = Progress(**checkpoint["progress"])
-        run.model.eval()
-        return run
+    run = Run(config, data, model.eval(), plan, verbose)
+    run.progress = progress
+    return run
 
 
 @contextlib.contextmanager
@@ -872,8 +871,9 @@ def learning(run, settings):
             with StopOnSignal() as stop:
                 yield stop
             run.processes.sum(0)  # a barrier: rank 0 has written everything
+            best = stored(run, "model.pt")
             with fitting():
-                run.model.load_state_dict(stored(run, "model.pt")["model"])
+                run.model.load_state_dict(best["model"])
             run.model.eval()
         finally:
             torch.set_num_threads(threads)
@@ -1545,8 +1545,6 @@ def fitting():
     """A context: what goes wrong in it is the fault of a checkpoint."""
     try:
         yield
-    except UserError:
-        raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"the checkpoint does not fit this version of {PROGRAM}: {why}") from None
@@ -1571,7 +1569,7 @@ def compare(name, found, pattern):
 
 
 def judged(checkpoint):
-    """Raise ValueError or UserError where a checkpoint is not made as `snapshot` makes it; return its settings."""
+    """Raise ValueError where a checkpoint is not made as `snapshot` makes it; return its settings."""
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], checkpoint["config"] | PASSING
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
@@ -1581,17 +1579,14 @@ def judged(checkpoint):
     if not (in_order and numbers and stands == (history[-1][0], len(history))):
         raise ValueError("its parts contradict each other")
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
-        raise UserError(f"the checkpoint's {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
+        raise ValueError(f"its {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
     Config(**saved)  # raises TypeError where a setting is not known
     used = uses(saved[KIND]) - {"input_file"}  # which is "" where there was no file, as no flag can say
     if lacks := [n for n in used if saved.get(n) is None]:
         raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
     row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
     given = {n: saved[n] for n in used if n in row or saved[n] != SETTINGS[n].default}
-    try:
-        return Config(**{**row, **check_settings(given, modes=(*MODES, "diagnose")), "input_file": saved["input_file"]})
-    except UserError as e:
-        raise UserError(f"the settings in the checkpoint are not valid: {e}") from None
+    return Config(**{**row, **check_settings(given, modes=(*MODES, "diagnose")), "input_file": saved["input_file"]})
 
 
 def optimizer_state(optimizer, state):
