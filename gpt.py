@@ -41,7 +41,7 @@ import threading
 import time
 import warnings
 import zipfile
-from collections import OrderedDict, namedtuple
+from collections import namedtuple
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -1552,15 +1552,13 @@ def fitting():
 
 def compare(name, found, pattern):
     """Raise ValueError unless a part of a checkpoint is like `pattern`: its keys, types, shapes, all numbers finite."""
-    if not isinstance(found, {float: (float, int), OrderedDict: dict}.get(type(pattern), type(pattern))):
+    if not isinstance(found, type(pattern)):
         raise ValueError(f"{name} is of another kind")
     if isinstance(pattern, dict):
         for key in pattern:
             if key not in found:
                 raise ValueError(f"{name} lacks {key}")
             compare(f"{name}, {key}", found[key], pattern[key])
-    elif isinstance(pattern, float) and math.isnan(found):
-        raise ValueError(f"{name} is not a number")
     elif isinstance(pattern, torch.Tensor):
         if (found.shape, found.dtype) != (pattern.shape, pattern.dtype):
             raise ValueError(f"{name} has the shape {tuple(found.shape)} instead of {tuple(pattern.shape)}")
@@ -1617,7 +1615,7 @@ def sketch(make, config, vocab_size):
     count = sum(p.numel() for p in model.parameters())
     if count > MAX_PARAMETERS:
         raise UserError(f"a model of {count:,} parameters is too large, the limit is {MAX_PARAMETERS:,}: {MEMORY_HINT}")
-    return model.state_dict()
+    return dict(model.state_dict())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
