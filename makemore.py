@@ -1971,13 +1971,11 @@ def judged(checkpoint):
         raise ValueError("its parts contradict each other")
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise ValueError(f"its {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
-    Config(**saved)  # raises TypeError where a setting is not known
     used = uses(saved[KIND]) - {"input_file"}  # which is "" where there was no file, as no flag can say
     if lacks := [n for n in used if saved.get(n) is None]:
         raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
-    row = ROWS[saved[KIND]].defaults if saved[KIND] in ROWS else {}
-    given = {n: saved[n] for n in used if n in row or saved[n] != SETTINGS[n].default}
-    return Config(**{**row, **check_settings(given, modes=(*MODES, "diagnose")), "input_file": saved["input_file"]})
+    given = {n: saved[n] for n in used if saved[n] != SETTINGS[n].default}
+    return replace(Config(**saved), **check_settings(given, modes=SETTINGS))  # TypeError where one is not known
 
 
 def optimizer_state(optimizer, state):
