@@ -1155,39 +1155,20 @@ def gone(paths):
     return ", ".join(words)
 
 
-def digest_of(path):
-    """The sha256 of a file's bytes."""
-    check_file(path)
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as f:
-            while block := f.read(CHUNK):
-                digest.update(block)
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    return digest.hexdigest()
-
-
-def survey(path, tokens_path, more_chars=""):
-    """Return the header of an encoded text, a dict: what the file at `path` holds, and how to know it again.
-
-    The file is only hashed where tokens_path already holds it: size, time and hash agree. Otherwise it is read once.
-    """
-    digest, stat, head = digest_of(path), os.stat(path), read_header(tokens_path)[0]
-    source = dict(size=stat.st_size, time=stat.st_mtime_ns, sha256=digest)
-    if head and head["source"] == source and set(head.get("more", "")) <= set(more_chars) <= set(head["chars"]):
-        return head
-
-    seen, ascii_seen, count = np.zeros(sys.maxunicode + 1, dtype=bool), b"", 0
+def survey(path, more_chars=""):
+    """Return the header of an encoded text, a dict: what the file at `path` holds, and how to know it again."""
+    seen, ascii_seen, count, digest = np.zeros(sys.maxunicode + 1, dtype=bool), b"", 0, hashlib.sha256()
     for text in read_chunks(path):
+        raw = text.encode()
         count += len(text)
+        digest.update(raw)
         if text.isascii():  # deleting what is known leaves what is new: ten times faster than looking at each
-            ascii_seen += bytes(set(text.encode().translate(None, ascii_seen)))
+            ascii_seen += bytes(set(raw.translate(None, ascii_seen)))
         else:
             seen[codes_of(text)] = True
     chars = "".join(sorted({*map(chr, np.flatnonzero(seen)), *ascii_seen.decode(), *more_chars}))
-    dtype = "uint8" if len(chars) <= 256 else "uint16"
-    return dict(program="gpt", source=source, chars=chars, dtype=dtype, count=count, more=more_chars)
+    dtype, source = "uint8" if len(chars) <= 256 else "uint16", dict(sha256=digest.hexdigest())
+    return dict(program="gpt", source=source, chars=chars, dtype=dtype, count=count)
 
 
 def read_header(tokens_path):
@@ -1204,25 +1185,22 @@ def read_header(tokens_path):
 
 def encode_file(path, head, tokens_path):
     """Write head as one line of JSON and then the tokens; whoever interrupts it leaves no half a file behind."""
-    alphabet = codes_of(head["chars"])
-    table = np.zeros(max(256, int(alphabet.max(initial=0)) + 1), dtype=head["dtype"])
+    alphabet, digest = codes_of(head["chars"]), hashlib.sha256()
+    table = np.zeros(sys.maxunicode + 1, dtype=head["dtype"])
     table[alphabet] = np.arange(len(alphabet))
 
     def pieces():
         line = json.dumps(head).encode()
         yield line + b" " * (-(len(line) + 1) % 16) + b"\n"  # tokens begin at an address that suits their type
         for text in read_chunks(path):
-            if table.itemsize == 1 and text.isascii():
-                yield text.encode().translate(table[:256].tobytes())
-            else:
-                yield table[codes_of(text)].tobytes()
+            raw = text.encode()
+            digest.update(raw)
+            ascii_only = table.itemsize == 1 and text.isascii()
+            yield raw.translate(table[:256].tobytes()) if ascii_only else table[codes_of(text)].tobytes()
+        if digest.hexdigest() != head["source"]["sha256"]:
+            raise UserError(f"{path} changed while it was read: start again when it is finished")
 
-    with contextlib.suppress(IndexError):  # a character that was not there before: told below
-        write_atomic(tokens_path, pieces())
-    stat = os.stat(path)
-    if (stat.st_size, stat.st_mtime_ns) != (head["source"]["size"], head["source"]["time"]):
-        tokens_path.unlink(missing_ok=True)
-        raise UserError(f"{path} changed while it was read: start again when it is finished")
+    write_atomic(tokens_path, pieces())
 
 
 class TokenFile(Text):
@@ -1252,8 +1230,8 @@ class TokenFile(Text):
 
 def text_in_memory(path, more_chars="", text=None):
     """A file, or the text itself, as a Text whose alphabet has at least more_chars."""
-    digest = digest_of(path) if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     text = "".join(read_chunks(path)) if text is None else re.sub("\r\n?", "\n", text.removeprefix("\ufeff"))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     vocab = Vocab("".join(sorted(set(text) | set(more_chars))))
     return Text(vocab.encode(text), vocab, digest, [os.path.abspath(path)] if path else [])
 
@@ -1292,7 +1270,7 @@ def prepare_text(config, plan, paths, checkpoint=None, text=None):
 
     def encoded(path):  # a Text that is in the work folder, too
         tokens = Path(config.work_dir) / "tokens.bin"
-        head = survey(path, tokens, chars)
+        head = survey(path, chars)
         if digest in (None, head["source"]["sha256"]):
             check_text(config, head["count"], Vocab(head["chars"]))
             if read_header(tokens)[0] != head:
