@@ -1110,19 +1110,14 @@ def codes_of(text):
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def check_file(path):
-    """Raise UserError unless there is a file to be read, from the start and more than once."""
-    if not os.path.isfile(path):
-        why = "it is no file: a text is read more than once" if os.path.exists(path) else "No such file or directory"
-        raise UserError(f"cannot read {path}: {why}")
-
-
 def read_chunks(path):
     """Yield a text file of any size as strings of at most CHUNK characters, without a BOM and with LF line ends.
 
     UTF-8, or UTF-16 where the file says so by its BOM, as those do that PowerShell writes.
     """
-    check_file(path)
+    if not os.path.isfile(path):
+        why = "it is no file: a text is read more than once" if os.path.exists(path) else "No such file or directory"
+        raise UserError(f"cannot read {path}: {why}")
     try:
         with open(path, "rb") as f:
             encoding = "utf-16" if f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
