@@ -1178,24 +1178,20 @@ def read_header(tokens_path):
     return None, 0
 
 
-def encode_file(path, head, tokens_path):
-    """Write head as one line of JSON and then the tokens; whoever interrupts it leaves no half a file behind."""
+def encode(path, head):
+    """Yield head as one line of JSON and then the tokens, as bytes; UserError where the file is no longer the same."""
     alphabet, digest = codes_of(head["chars"]), hashlib.sha256()
     table = np.zeros(sys.maxunicode + 1, dtype=head["dtype"])
     table[alphabet] = np.arange(len(alphabet))
-
-    def pieces():
-        line = json.dumps(head).encode()
-        yield line + b" " * (-(len(line) + 1) % 16) + b"\n"  # tokens begin at an address that suits their type
-        for text in read_chunks(path):
-            raw = text.encode()
-            digest.update(raw)
-            ascii_only = table.itemsize == 1 and text.isascii()
-            yield raw.translate(table[:256].tobytes()) if ascii_only else table[codes_of(text)].tobytes()
-        if digest.hexdigest() != head["source"]["sha256"]:
-            raise UserError(f"{path} changed while it was read: start again when it is finished")
-
-    write_atomic(tokens_path, pieces())
+    line = json.dumps(head).encode()
+    yield line + b" " * (-(len(line) + 1) % 16) + b"\n"  # tokens begin at an address that suits their type
+    for text in read_chunks(path):
+        raw = text.encode()
+        digest.update(raw)
+        ascii_only = table.itemsize == 1 and text.isascii()
+        yield raw.translate(table[:256].tobytes()) if ascii_only else table[codes_of(text)].tobytes()
+    if digest.hexdigest() != head["source"]["sha256"]:
+        raise UserError(f"{path} changed while it was read: start again when it is finished")
 
 
 class TokenFile(Text):
@@ -1270,7 +1266,7 @@ def prepare_text(config, plan, paths, checkpoint=None, text=None):
             check_text(config, head["count"], Vocab(head["chars"]))
             if read_header(tokens)[0] != head:
                 with locked(config.work_dir):
-                    encode_file(path, head, tokens)
+                    write_atomic(tokens, encode(path, head))
             return TokenFile(tokens, [os.path.abspath(path)])
         return Text([], None)
 

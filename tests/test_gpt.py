@@ -312,7 +312,7 @@ def test_muon_is_its_formula():
 
 def encoded(path, folder):
     head = gpt.survey(path)
-    gpt.encode_file(path, head, folder / "tokens.bin")
+    gpt.write_atomic(folder / "tokens.bin", gpt.encode(path, head))
     return gpt.TokenFile(folder / "tokens.bin")
 
 

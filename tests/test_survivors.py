@@ -240,7 +240,7 @@ def test_a_text_that_changes_while_it_is_encoded_is_told(later, tmp_path):
     head = gpt.survey(str(path))
     path.write_text({"shorter": TEXT[:99], "longer": 2 * TEXT}.get(later, TEXT + "Ω"), encoding="utf-8")
     with pytest.raises(gpt.UserError, match="changed while it was read"):
-        gpt.encode_file(str(path), head, tokens)
+        gpt.write_atomic(tokens, gpt.encode(str(path), head))
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
 
 
