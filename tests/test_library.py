@@ -767,6 +767,13 @@ def test_a_frozen_layer_stays_as_it_is():
     assert same(before, frozen) and not torch.equal(run.model.head.weight, head)
 
 
+@pytest.mark.parametrize("library", [object(), None], ids=["without mallopt", "as on Windows"])
+def test_memory_need_not_be_kept(library, monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpt.ctypes, "CDLL", lambda name: asked.append(name) or library or int(name))
+    assert train(gpt, max_steps=1).progress.step == 1 and asked == [None]
+
+
 def test_a_stream_leaves_the_model_as_it_is_between_two_characters():
     run = train(gpt, max_steps=2)
     wanted, stream = run.generate("the", 8), run.stream("the", 8)
