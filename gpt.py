@@ -159,7 +159,7 @@ class Text:
 
     def __init__(self, tokens, vocab, digest="", places=()):
         n, n1 = len(tokens), int(0.9 * len(tokens))
-        self.tokens, self.vocab, self.digest, self.places = tokens, vocab, digest, places  # of its files: sha256, paths
+        self.tokens, self.vocab, self.digest, self.places = tokens, vocab, digest, places  # digest: sha256 of it
         self.parts = {"train": (0, n1), "val": (n1, n), "all": (0, n)}  # first token, last token + 1
 
     def rows(self, starts, length):
@@ -1430,8 +1430,8 @@ def snapshot(run):
 
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
-    mine, stored = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
-    if stored[: len(mine)] != mine:  # the steps and losses
+    mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
+    if kept[: len(mine)] != mine:  # steps and losses
         raise UserError(f"{run.folder} holds another run by now: load that, or give this one another folder")
     with fitting():
         for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
@@ -1615,7 +1615,8 @@ class Processes:
     def __init__(self):
         defaults = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
         given = {name: os.environ.get(name, default) for name, default in defaults.items()}
-        if not all(map(str.isdecimal, given.values())) or int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+        whole = all(map(str.isdecimal, given.values())) and int(given["RANK"]) < int(given["WORLD_SIZE"])
+        if not whole or (given["WORLD_SIZE"] != "1" and not {"RANK", "MASTER_ADDR"} <= os.environ.keys()):
             words = ", ".join(f"{name}={value}" for name, value in given.items())
             raise UserError(f"{words} make no sense: torchrun sets these, without it they have to be unset")
         self.rank, self.local_rank, self.size = map(int, given.values())
@@ -2000,7 +2001,8 @@ def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
     except ImportError as e:
         raise UserError(f"no {path} without matplotlib: {e}") from None
     off = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math", "text.usetex")  # $ is plain
-    with matplotlib.rc_context({"font.size": 9, **dict.fromkeys(off, False)}):
+    with matplotlib.rc_context({"font.size": 9, **dict.fromkeys(off, False)}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn as a box
         figure = matplotlib.figure.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
         yield (axes := figure.subplots(rows, columns))
         lines = [line for ax in np.ravel(axes) for line in ax.get_legend_handles_labels()[0]]

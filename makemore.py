@@ -1850,8 +1850,8 @@ def snapshot(run):
 
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
-    mine, stored = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
-    if stored[: len(mine)] != mine:  # the steps and losses
+    mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
+    if kept[: len(mine)] != mine:  # steps and losses
         raise UserError(f"{run.folder} holds another run by now: load that, or give this one another folder")
     with fitting():
         if checkpoint["progress"]["step"]:
@@ -2207,7 +2207,8 @@ def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
     except ImportError as e:
         raise UserError(f"no {path} without matplotlib: {e}") from None
     off = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math", "text.usetex")  # $ is plain
-    with matplotlib.rc_context({"font.size": 9, **dict.fromkeys(off, False)}):
+    with matplotlib.rc_context({"font.size": 9, **dict.fromkeys(off, False)}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn as a box
         figure = matplotlib.figure.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
         yield (axes := figure.subplots(rows, columns))
         lines = [line for ax in np.ravel(axes) for line in ax.get_legend_handles_labels()[0]]

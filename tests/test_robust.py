@@ -541,6 +541,14 @@ def test_a_text_with_the_name_of_a_log_is_not_taken_for_one(trainer, refused, da
 
 
 @both
+def test_letters_that_no_font_has_are_no_word_on_the_screen(trainer, run, data, tmp_path, pictures):
+    path = tmp_path / "\u65e5\u672c.txt"  # stands below the figures
+    path.write_bytes(data.read_bytes())
+    status, _, err = run(trainer, *training(trainer, path, tmp_path / "out"))
+    assert (status, err) == (0, "") and (tmp_path / "out" / "loss.png").exists()
+
+
+@both
 def test_a_run_whose_folder_another_has_taken_over_says_so(trainer, tmp_path):
     lists = [invent(80, seed, CONSONANTS) for seed in (1, 2)]
     first, second = (lines if trainer is makemore else "\n".join(lines) for lines in lists)
@@ -1208,7 +1216,10 @@ def test_nothing_ends_in_a_traceback(trainer, argv, says, refused, data, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("variable", ["RANK=x", "RANK=1", "RANK=", "RANK=-1", "RANK=²", "LOCAL_RANK=x", "WORLD_SIZE=0"])
+WRONG_RANKS = ["RANK=x", "RANK=1", "RANK=", "RANK=-1", "RANK=²", "LOCAL_RANK=x", "WORLD_SIZE=0", "WORLD_SIZE=2"]
+
+
+@pytest.mark.parametrize("variable", WRONG_RANKS)
 def test_variables_that_torchrun_never_sets_are_refused_in_one_line(variable, refused, data, tmp_path, monkeypatch):
     monkeypatch.setenv(*variable.split("="))
     refused(gpt, *training(gpt, data, tmp_path / "out"), says=r"RANK=.*, WORLD_SIZE=.* make no sense: torchrun")
