@@ -145,7 +145,7 @@ class Vocab:
 
     def encode(self, text):
         """Text to an array of tokens (N,). Raises UserError that names the characters it does not know."""
-        tokens = np.searchsorted(codes_of(self.chars), codes_of(text))
+        tokens = np.searchsorted(codes_of(self.chars), codes_of(text))  # by code points
         if unknown := sorted(set(text) - set(self.chars)):
             raise UserError(f"unknown to this model: {' '.join(map(repr, unknown[:20]))}; it knows {self.chars!r}")
         return tokens
@@ -336,7 +336,7 @@ class GPT(nn.Module):
             raise UserError(f"--n-embd {config.n_embd} does not divide among --n-head {config.n_head}: take a multiple")
         if config.positions == "rotary" and head_size % 2:
             raise UserError(f"rotary positions turn pairs: {config.n_embd} / {config.n_head} channels per head is odd")
-        self.block_size, self.n_head, self.padding = config.block_size, config.n_head, vocab_size
+        self.block_size, self.n_head, self.padding = config.block_size, config.n_head, vocab_size  # before the text
         self.token = nn.Embedding(vocab_size, config.n_embd)
         self.earlier = nn.ModuleList(nn.Embedding(vocab_size + 1, config.n_embd) for _ in range(config.lookback - 1))
         rotary = Rotary(config.block_size, head_size) if config.positions == "rotary" else None
@@ -583,7 +583,7 @@ class Run:
         room = high - low - c.block_size
         n = min(10**6, max(1, room // c.block_size))  # contexts of an epoch, side by side; each epoch shifts them
         index, epoch = drawn(n, c.batch_size, self.progress.step, c.seed)
-        starts = low + ((index + 0.618 * epoch % 1) * (room / n)).astype(np.int64)
+        starts = low + ((index + 0.618 * epoch % 1) * (room / n)).astype(np.int64)  # no two epochs cut alike
         reseed(self.device, c.seed + self.progress.step * self.processes.size + self.processes.rank)
         mine = torch.from_numpy(starts[self.processes.rank * share :][:share]).chunk(self.micro_batches)
         return [self.data.batch(part, c.block_size, self.device) for part in mine]

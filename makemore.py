@@ -754,7 +754,7 @@ def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
 def make_optimizer(model, config):
     """AdamW or SGD; matrices decay, and the initial state of a recurrent layer, but never biases and gains."""
     matrices, others = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
-    decay = config.weight_decay * (0.01 if config.optimizer == "sgd" else 1)  # torch multiplies it by the rate
+    decay = config.weight_decay * (0.01 if config.optimizer == "sgd" else 1)  # times the rate, which is larger for SGD
     groups = [dict(params=params, weight_decay=d) for params, d in ((matrices, decay), (others, 0.0)) if params]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate)
