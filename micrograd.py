@@ -27,7 +27,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import pairwise, repeat
@@ -366,12 +366,12 @@ class Module:
             p.grad = 0.0
 
 
-def values_in(x) -> list[Value]:
-    if isinstance(x, Value):
-        return [x]
-    if isinstance(x, Module):
-        return x.parameters()
-    return [v for item in x for v in values_in(item)] if isinstance(x, (list, tuple)) else []
+def values_in(items: Iterable) -> Iterator[Value]:
+    for x in items:
+        if isinstance(x, Value):
+            yield x
+        elif isinstance(x, (Module, list, tuple)):
+            yield from x.parameters() if isinstance(x, Module) else values_in(x)
 
 
 class Neuron(Module):
