@@ -1542,8 +1542,8 @@ def judged(checkpoint):
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], checkpoint["config"] | PASSING
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
-    history = [[0] * 5, *progress["history"]]
-    numbers = all([type(x) in (int, float) for x in row] == [True] * 5 and 0 <= row[3] < math.inf for row in history)
+    kinds, history = [int, *[float] * 4], [[0, *[0.0] * 4], *progress["history"]]
+    numbers = all([type(x) for x in row] == kinds and 0 <= row[3] < math.inf for row in history)
     stands = progress["step"], len(progress["samples"]) + 1
     if not (in_order and numbers and stands == (history[-1][0], len(history))):
         raise ValueError("its parts contradict each other")

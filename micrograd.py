@@ -649,7 +649,7 @@ def draw(root: Value, path: str | Path) -> None:
 
 def image(fig, note: str = "", dpi: int = 110, format: str = "png") -> bytes:
     """A matplotlib figure as the bytes of a file. The note is put below it, on as many lines as it needs."""
-    text = fig.supxlabel(note, y=0, va="top", fontsize=7, color="0.5", wrap=True, parse_math=False)
+    text = fig.supxlabel(note[:4096], y=0, va="top", fontsize=7, color="0.5", wrap=True, parse_math=False)
     fig.savefig(out := io.BytesIO(), format=format, dpi=dpi, bbox_inches="tight", bbox_extra_artists=[fig.patch, text])
     return out.getvalue()
 

@@ -1638,6 +1638,12 @@ def test_one_wrong_of_many_is_not_all_right():
     assert figure.axes[0].get_title() == "step 0: 1999 of 2000 right"
 
 
+def test_a_command_longer_than_any_page_is_cut(figures, tmp_path):
+    """Drawn, 100,000 letters of a path took two gigabytes."""
+    assert micrograd.main([*DEMO, str(tmp_path), "--input-file", "x" * 100_000]) == 0
+    assert all(3000 < len(figure.get_supxlabel()) <= 4096 for figure in figures)
+
+
 @pytest.mark.parametrize("bias", [1.0, -1.0])
 def test_no_boundary_in_sight_is_no_warning(bias, recwarn):
     model = MLP(2, [1])
