@@ -515,8 +515,7 @@ class Run:
     def evaluate(self, part="val"):
         """The mean loss over a part ("train" or "val") in nats per character; config.eval_chars of them, 0: all."""
         add, mine = partial(cross_entropy, reduction="sum"), slice(self.processes.rank, None, self.processes.size)
-        losses = self.losses(text_of(self), part, add, self.config.eval_chars, mine)
-        losses = [(x.item(), n) for x, n in losses]
+        losses = [(x.item(), n) for x, n in self.losses(text_of(self), part, add, self.config.eval_chars, mine)]
         total, count = self.processes.sum(sum(x for x, _ in losses), sum(n for _, n in losses))
         return total / count
 
@@ -1430,7 +1429,8 @@ def snapshot(run):
 
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
-    mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
+    with fitting():
+        mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
     if kept[: len(mine)] != mine:  # steps and losses
         raise UserError(f"{run.folder} holds another run by now: load that, or give this one another folder")
     with fitting():
@@ -1477,10 +1477,10 @@ def save_run(run, folder):
         last = learned and (run.memory or (run.folder and (run.folder / "last.pt").exists())) and stored(run, "last.pt")
         ready = (lambda: None) if own else partial(set_aside, run, folder)
         write_atomic(folder / "model.pt", pack(snapshot(run)), ready)
-        if last:
-            write_atomic(folder / "last.pt", pack(last))
         if run.source is not None:
             write_atomic(folder / "input.txt", [run.source])
+        if last:
+            write_atomic(folder / "last.pt", pack(last))
 
 
 def pack(checkpoint):

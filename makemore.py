@@ -1403,8 +1403,7 @@ def start_run(given, verbose=False, lines=None):
     if config.backprop == "manual":
         batchnorm_parts(model)
     run = Run(config, data, model, verbose)
-    if lines is not None:
-        run.source = "\n".join(lines).encode("utf-8", "surrogatepass")
+    run.source = None if lines is None else "\n".join(lines).encode("utf-8", "surrogatepass")
     return run
 
 
@@ -1850,7 +1849,8 @@ def snapshot(run):
 
 def restore(run, checkpoint):
     """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
-    mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
+    with fitting():
+        mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
     if kept[: len(mine)] != mine:  # steps and losses
         raise UserError(f"{run.folder} holds another run by now: load that, or give this one another folder")
     with fitting():
@@ -1894,10 +1894,10 @@ def save_run(run, folder):
         last = learned and (run.memory or (run.folder and (run.folder / "last.pt").exists())) and stored(run, "last.pt")
         ready = (lambda: None) if own else partial(set_aside, run, folder)
         write_atomic(folder / "model.pt", pack(snapshot(run)), ready)
-        if last:
-            write_atomic(folder / "last.pt", pack(last))
         if run.source is not None:
             write_atomic(folder / "input.txt", [run.source])
+        if last:
+            write_atomic(folder / "last.pt", pack(last))
 
 
 def pack(checkpoint):

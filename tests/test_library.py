@@ -720,6 +720,16 @@ def test_what_memory_keeps_is_not_touched_by_what_comes_after(module):
 
 
 @both
+@pytest.mark.parametrize("progress", [None, {"history": 5}, {"history": [7]}], ids=str)
+def test_a_broken_state_to_go_on_from_is_refused(module, progress):
+    train(module, max_steps=3, work_dir="out")
+    broken = checkpoint("out") | {"progress": progress}
+    torch.save(broken, "out/last.pt")
+    with pytest.raises(module.UserError, match="the checkpoint does not fit this version"):
+        module.load("out").train(max_steps=6)
+
+
+@both
 def test_going_on_keeps_the_settings_of_sampling(module):
     run = train(module, max_steps=2, temperature=0.5, top_k=3, num_samples=2)
     run.train(max_steps=4)
