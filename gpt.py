@@ -831,7 +831,8 @@ def start_run(given, verbose=False, text=None):
     sketch(partial(build, config, 2), config, 2)  # an impossible shape is told before the text is read
     if text is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
-    data = prepare_text(config, plan, [config.input_file], checkpoint, text)
+    chars = checkpoint["vocab"] if checkpoint else ""
+    data = prepare_text(config, plan, Text([], Vocab(chars), places=[config.input_file]), text)
     sketch(partial(build, config, len(data.vocab)), config, len(data.vocab))
     run = Run(config, data, build(config, len(data.vocab)), plan, verbose)
     if text is not None:
@@ -847,11 +848,11 @@ def open_run(checkpoint, given, verbose=False, text=None):
         trained, vocab, progress = judged(checkpoint), Vocab(checkpoint["vocab"]), Progress(**checkpoint["progress"])
         compare("the model", checkpoint["model"], sketch(partial(build, trained, len(vocab)), trained, len(vocab)))
     config = configure(given, trained, verbose)
-    plan, paths = make_plan(asdict(config)), places(checkpoint, config, given)
+    plan = make_plan(asdict(config))
+    paths = places(checkpoint, config, given) if text is None else [""]  # "": the text
+    data = Text([], vocab, checkpoint["digest"], paths)  # to be read when it is asked for
     if "resume" in given:
-        data = prepare_text(config, plan, paths, checkpoint, text)
-    else:
-        data = Text([], vocab, checkpoint["digest"], paths)
+        data = prepare_text(config, plan, data, text)
     with fitting():
         with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
             model = build(config, len(vocab))
@@ -916,12 +917,9 @@ def waited(run):
 
 
 def text_of(run):
-    """The text that a run was trained on: at hand, in its folder, or in a file."""
-    path, text = run.folder and run.folder / "tokens.bin", run.data
-    if not len(text.tokens):
-        head, read = path and read_header(path)[0], partial(text_in_memory, more_chars=run.vocab.chars)
-        held = head and (head["source"]["sha256"], head["chars"]) == (text.digest, run.vocab.chars)
-        run.data = TokenFile(path, text.places) if held else first_with(text.digest, text.places, read)
+    """The text that a run was trained on: at hand, or where it is found, which writes nothing."""
+    if not len(run.data.tokens):
+        run.data = prepare_text(replace(run.config, work_dir=""), run.plan, run.data)
     return run.data
 
 
@@ -1103,6 +1101,8 @@ def build(config, vocab_size):
 
 CHUNK = 2**22  # bytes in memory at a time while a text is read
 MAX_CHARS = 65_536  # distinct ones: more than any text has, and two bytes hold them
+TOKENS = "tokens.bin"
+KEPT = ("input.txt", TOKENS)  # what a work folder may hold of its text
 MAX_PARAMETERS = 10**9  # take 16 GB to train
 
 
@@ -1139,9 +1139,9 @@ def read_chunks(path):
 
 
 def places(checkpoint, config, given):
-    """Where the text of a checkpoint may be: as named now, where it was when it was trained on, or in the folder."""
-    kept = str(Path(config.work_dir) / "input.txt")
-    paths = [given["input_file"]] if "input_file" in given else [config.input_file, checkpoint["file"], kept]
+    """Where the text of a checkpoint may be: as named now, or where it was when it was trained on, or in the folder."""
+    kept = [str(Path(config.work_dir) / name) for name in KEPT]
+    paths = [given["input_file"]] if "input_file" in given else [checkpoint["file"], config.input_file, *kept]
     return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
 
 
@@ -1228,16 +1228,6 @@ def text_in_memory(path, more_chars="", text=None):
     return Text(vocab.encode(text), vocab, digest, [os.path.abspath(path)] if path else [])
 
 
-def first_with(digest, paths, read):
-    """What `read` makes of the first of these files whose text has this digest; of the only one, if that is None."""
-    for path in paths:
-        if not digest or not path or os.path.isfile(path):
-            text = read(path)
-            if digest in (None, text.digest):
-                return text
-    raise UserError(f"{gone(paths)}: what this model was trained on is needed")
-
-
 def check_text(config, n, vocab):
     """Raise UserError where a text of n characters is too short or has too many kinds; or the prompt has others."""
     name, n1 = config.input_file or "the text", int(0.9 * n)
@@ -1249,37 +1239,43 @@ def check_text(config, n, vocab):
     read_prompt(config.prompt, vocab)
 
 
-def prepare_text(config, plan, paths, checkpoint=None, text=None):
+def prepare_text(config, plan, wanted, text=None):
     """Check text and settings against each other, then make the work folder and encode what is not yet. Return a Text.
 
-    The text is in one of these files, or given. With a checkpoint, it is one to go on with: the same if the run is
-    resumed, another in its alphabet and more.
+    `wanted` has no tokens, but tells the places where they may be, the digest ("": any) and the characters of an
+    alphabet, to which others may be added where the digest is any; or the text is given.
     """
-    processes, chars = plan.processes, checkpoint["vocab"] if checkpoint else ""
+    processes, chars, digest, tokens = plan.processes, wanted.vocab.chars, wanted.digest, Path(config.work_dir) / TOKENS
     check_shares(config, processes.size)
     processes.open(plan.device)
-    digest = checkpoint["digest"] if config.resume else None
 
-    def encoded(path):  # a Text that is in the work folder, too
-        tokens = Path(config.work_dir) / "tokens.bin"
+    def read(path):  # what is encoded already, or a file, into memory or encoded into the work folder
+        if digest and path and not os.path.isfile(path):
+            return None
+        if digest and Path(path).name == TOKENS:
+            return TokenFile(path, wanted.places) if read_header(path)[0] else None
+        if text is not None or not config.work_dir:
+            return text_in_memory(path, chars, text)
         head = survey(path, chars)
-        if digest in (None, head["source"]["sha256"]):
+        if digest in ("", head["source"]["sha256"]):
             check_text(config, head["count"], Vocab(head["chars"]))
             if read_header(tokens)[0] != head:
                 with locked(config.work_dir):
                     write_atomic(tokens, encode(path, head))
             return TokenFile(tokens, [os.path.abspath(path)])
-        return Text([], None)
+
+    def find():
+        for data in map(read, reversed(wanted.places)):  # what is encoded comes last
+            if data and (not digest or (digest, chars) == (data.digest, data.vocab.chars)):
+                check_text(config, len(data.tokens), data.vocab)
+                return data
+        raise UserError(f"{gone(wanted.places)}: what this model was trained on is needed")
 
     # first the process that writes, then one on every other machine, then those that only read
     turn = min(processes.rank, 1) + min(processes.local_rank, 1)
     for now in range(3 if processes.size > 1 else 1):
-        if now == turn and text is None and config.work_dir:
-            data = first_with(digest, paths, encoded)
-        elif now == turn:
-            read = partial(text_in_memory, more_chars=chars, text=text)
-            data = first_with(digest, paths if text is None else [config.input_file], read)
-            check_text(config, len(data.tokens), data.vocab)
+        if now == turn:
+            data = find()
         processes.sum(0)
     return data
 

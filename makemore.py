@@ -1638,6 +1638,7 @@ def configure(given, trained=None, verbose=False):
 CHUNK = 2**22  # bytes in memory at a time while a text is read
 MAX_CHARS = 65_536  # distinct ones: more than any text has
 MAX_PARAMETERS = 10**9  # take 16 GB to train
+KEPT = ("input.txt",)  # what a work folder may hold of its lines
 MAX_LINE = 4096  # characters; attention over more would take all memory there is
 
 
@@ -1669,9 +1670,9 @@ def read_chunks(path):
 
 
 def places(checkpoint, config, given):
-    """Where the text of a checkpoint may be: as named now, where it was when it was trained on, or in the folder."""
-    kept = str(Path(config.work_dir) / "input.txt")
-    paths = [given["input_file"]] if "input_file" in given else [config.input_file, checkpoint["file"], kept]
+    """Where the text of a checkpoint may be: as named now, or where it was when it was trained on, or in the folder."""
+    kept = [str(Path(config.work_dir) / name) for name in KEPT]
+    paths = [given["input_file"]] if "input_file" in given else [checkpoint["file"], config.input_file, *kept]
     return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
 
 
@@ -2152,8 +2153,7 @@ def introduce(run):
 
 def report(run, remark=""):
     """Print the exact losses on the three parts of the data: the one line that counts."""
-    losses = " ".join(f"{part} {run.evaluate(part):.4f}" for part in PARTS)
-    print(f"final: {losses} nats/char{remark}")
+    print("final:", *(f"{part} {run.evaluate(part):.4f}" for part in PARTS), f"nats/char{remark}")
 
 
 def print_samples(run):

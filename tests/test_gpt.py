@@ -789,6 +789,7 @@ def test_two_processes_learn_what_one_does_and_go_on_exactly_each_with_its_own_c
     """Broken off and resumed, as one process; with dropout, which differs between them, as two that were not stopped.
 
     All in the same two processes, for to start them takes longer than the rest; before every run they are disturbed.
+    What one process learned they evaluate together.
     """
 
     def until(end):
@@ -802,6 +803,8 @@ def test_two_processes_learn_what_one_does_and_go_on_exactly_each_with_its_own_c
         small(*common, "-o", tmp_path / "parts", *dropout, *until(7)),
         small("-o", tmp_path / "parts", "--resume", "--max-steps", 12),
     ]
+    assert run(*common, "-o", tmp_path / "one", *until(15)) == 0
+    a = weights(tmp_path / "one")["progress"]["history"]
     script = tmp_path / "script.py"
     script.write_text(f"""
 import contextlib, sys
@@ -817,6 +820,7 @@ def rate_or_die(step, *given, rate=gpt.learning_rate):
     return rate(step, *given)
 
 gpt.learning_rate, gpt.plot_losses, gpt.measure_peak = rate_or_die, lambda run: None, lambda *_: 1.0
+assert abs(gpt.load({str(tmp_path / "one")!r}, "last.pt").evaluate() - {a[-1][3]}) < 1e-5
 for argv in {runs!r}:
     torch.manual_seed(99)
     with contextlib.suppress(Killed):
@@ -831,8 +835,7 @@ for argv in {runs!r}:
     assert [process.returncode for process in two] == [0] * len(two), told
     assert sum(out.count("final:") for out, _ in told) == len(runs) - 1  # of the first process, but for what was killed
 
-    assert run(*common, "-o", tmp_path / "one", *until(15)) == 0
-    a, b = (weights(tmp_path / name)["progress"]["history"] for name in ("one", "two"))
+    b = weights(tmp_path / "two")["progress"]["history"]
     assert [row[0] for row in a] == [row[0] for row in b] == [0, 5, 10, 15]
     assert np.allclose([row[2:4] for row in a[1:]], [row[2:4] for row in b[1:]], atol=1e-5)
 
@@ -1259,7 +1262,7 @@ def test_flags_that_nobody_reads_are_named_in_one_line_and_dropped(tmp_path, cor
         assert run(*args) == 0
         return capsys.readouterr().err
 
-    unused = "gpt: --n-head is not used by bigram, only by mini, gpt2, small, baby, large\n"
+    unused = "gpt: --n-head is not used by bigram, only by tiny, mini, gpt2, small, baby, large\n"
     common = ("-i", corpus, "-o", tmp_path / "o", "--num-samples", 0)
     assert told(*common, "--preset", "bigram", "--n-head", 3, "--max-steps", 2) == unused
     assert weights(tmp_path / "o")["config"]["n_head"] is None

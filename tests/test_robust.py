@@ -1174,6 +1174,20 @@ def test_from_another_folder_the_text_is_found_where_it_was(trainer, run, moved)
     assert trainer.load(folder, "last.pt").progress.step == 20
 
 
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_a_text_that_is_encoded_in_the_folder_is_needed_no_more(change, run, refused, data, tmp_path, finished):
+    """Nor is it missed from another folder; but a text that is named anew is not passed over."""
+    text, folder = tmp_path / "text.txt", tmp_path / "out"
+    shutil.copy(data, text)
+    assert run(gpt, *training(gpt, text, folder, max_steps=6))[::2] == (0, "")
+    text.unlink() if change == "gone" else text.write_text("ab\nba\nca\nda\n" * 9)
+    says = f": there is no {text}: " if change == "gone" else f": {text} has changed: "
+    refused(gpt, "-o", folder, "--resume", "-i", text, says=re.escape(says))
+    assert run(gpt, "-o", folder, "--resume", "--max-steps=12")[::2] == (0, "")
+    ended = load(folder / "last.pt")
+    assert same(ended["model"], load(finished(gpt) / "last.pt")["model"]) and ended["file"] == str(text)
+
+
 @both
 @pytest.mark.parametrize("change", ["gone", "changed"])
 def test_a_text_that_is_gone_or_has_changed_is_told_by_its_path(trainer, change, run, refused, moved, tmp_path):
@@ -1181,7 +1195,7 @@ def test_a_text_that_is_gone_or_has_changed_is_told_by_its_path(trainer, change,
     path.unlink() if change == "gone" else path.write_text("ab\nba\nca\nda\n" * 9)
     words = f"there is no {path}" if change == "gone" else f"{path} has changed"
     there = tmp_path / "there"
-    says = f"{there / 'names.txt'} has changed, {words}, there is no {folder / 'input.txt'}"
+    says = f"{words}, {there / 'names.txt'} has changed, there is no {folder / 'input.txt'}"
     refused(trainer, "-o", folder, "--resume", "--max-steps=16", says=re.escape(says))
     with pytest.raises(trainer.UserError, match=re.escape(says)):
         trainer.load(folder).evaluate()
