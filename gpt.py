@@ -398,6 +398,9 @@ ADAMW = dict(optimizer="adamw", learning_rate=3e-3, warmup_steps=100, weight_dec
 PRESETS = {
     "bigram": Entry(Bigram, "a table of what follows what: the baseline",
                     dict(batch_size=64, max_steps=1000, learning_rate=0.05), threads=1),
+    "tiny": Entry(GPT, "70,000 parameters: words after two seconds on two cores",
+                  dict(OURS, n_layer=1, n_head=2, n_embd=64, dropout=0.0, max_steps=200, learning_rate=0.04),
+                  threads=2),
     "mini": Entry(GPT, "0.8M parameters: good text in two minutes on two cores",
                   dict(SIZE, **OURS, block_size=128, batch_size=12, max_steps=1200), threads=8),
     "gpt2": Entry(GPT, "GPT-2's recipe at mini's size, to compare with",

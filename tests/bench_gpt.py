@@ -41,7 +41,6 @@ README = (
     "--device=cpu --compile=False --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
 )
 DTYPES = ("float32", "bfloat16")  # the second is fast on some processors that know it, and slow on others
-OURS = 80  # steps that our mini, with nanoGPT's context of 64, is given to reach nanoGPT's loss
 
 
 class NanoGPT:
@@ -154,16 +153,11 @@ def ours(folder, text_path, *args):
     return seconds, float(rows[-1]["val_loss"]), 1000 * seconds / steps
 
 
-def mini(folder, text_path, steps, dtype, seed):
-    """The preset mini at nanoGPT's context for so many steps, and what `ours` says of it."""
-    shape = ["--block-size", 64, "--batch-size", 24, "--max-steps", steps, "--decay-steps", steps]
-    return ours(folder, text_path, *shape, "--dtype", dtype, "--seed", seed)
-
-
 def bench_loss(nano, text_path, val, folder, seeds):
-    """Seconds of training to nanoGPT's final loss: its 2,000 steps, and a short run of ours."""
-    print(f"time to the loss: ours {OURS} steps of the preset mini with context 64, nanoGPT 2,000 steps", flush=True)
-    runs = {t: [mini(f"{folder}/{t}{s}", text_path, OURS, t, s) for s in range(seeds)] for t in DTYPES}
+    """Seconds of training to nanoGPT's final loss: its 2,000 steps, and our preset tiny."""
+    print("time to the loss: ours the preset tiny, nanoGPT 2,000 steps", flush=True)
+    given = ["--preset", "tiny", "--dtype"]
+    runs = {t: [ours(f"{folder}/{t}{s}", text_path, *given, t, "--seed", s) for s in range(seeds)] for t in DTYPES}
     times = nano.train(2000)
     theirs, goal = statistics.fmean(times) * 2, nano.loss(val)
     print(f"  nanoGPT          {theirs:6.1f} s  val {goal:.4f}   ({statistics.median(times):.1f} ms/step)", flush=True)
@@ -175,14 +169,15 @@ def bench_loss(nano, text_path, val, folder, seeds):
             f"({statistics.median(paces):.1f} ms/step) => {theirs / statistics.median(seconds):.1f} x{reached}",
             flush=True,
         )
-    return theirs, {dtype: statistics.median(r[2] for r in results) for dtype, results in runs.items()}
+    return theirs
 
 
-def bench_time(nano_seconds, paces, text_path, folder):
-    """Our loss in nanoGPT's time."""
-    for dtype, pace in paces.items():
-        steps = int(1000 * nano_seconds / pace)
-        seconds, loss, _ = mini(f"{folder}/b", text_path, steps, dtype, 1337)
+def bench_time(nano_seconds, text_path, folder):
+    """The loss of our preset mini in nanoGPT's time."""
+    for dtype in DTYPES:
+        given = [f"{folder}/b", text_path, "--preset", "mini", "--dtype", dtype]
+        steps = int(1000 * nano_seconds / ours(*given, "--max-steps", 40)[2])
+        seconds, loss, _ = ours(*given, "--max-steps", steps, "--decay-steps", steps)
         print(f"in nanoGPT's time, {dtype}: {steps} steps in {seconds:.1f} s, val {loss:.4f}", flush=True)
 
 
@@ -378,9 +373,9 @@ def main():
                 sys.exit("name a checkout of karpathy/nanoGPT with --nanogpt")
             nano = NanoGPT(args.nanogpt, text, folder)
         if {"loss", "time"} & set(what):
-            measured = bench_loss(nano, args.text, val, folder, args.seeds)
+            theirs = bench_loss(nano, args.text, val, folder, args.seeds)
         if "time" in what:
-            bench_time(*measured, args.text, folder)
+            bench_time(theirs, args.text, folder)
         if "step" in what:
             bench_step(nano, args.text, folder)
         if "sample" in what:

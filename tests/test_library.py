@@ -596,7 +596,7 @@ def test_load_has_one_folder(module, trained):
 
 UNUSED = {
     makemore: ("mlp", dict(n=3), "--n is not used by mlp, only by ngram"),
-    gpt: ("bigram", dict(n_layer=2), "--n-layer is not used by bigram, only by mini, gpt2, small, baby, large"),
+    gpt: ("bigram", dict(n_layer=2), "--n-layer is not used by bigram, only by tiny, mini, gpt2, small, baby, large"),
 }
 CALLS = {
     "train": lambda module, kind, given: train(module, kind=kind, max_steps=1, **given),
