@@ -1514,7 +1514,8 @@ def parse_args(argv):
     for name, f in SETTINGS.items():
         rules, group = f.metadata, f.metadata["group"]
         if group not in groups:
-            groups[group] = parser.add_argument_group("instead of training" if group == "mode" else group)
+            titled = parser.add_argument_group("instead of training, one of" if group == "mode" else group)
+            groups[group] = titled.add_mutually_exclusive_group() if group == "mode" else titled
         how = dict(dest=name, default=argparse.SUPPRESS, help=rules["help"] + default_text(f, kind))
         if f.type is bool:
             how["action"] = argparse.BooleanOptionalAction if group == "model" else "store_true"
@@ -1590,10 +1591,7 @@ def reads(mode):
 
 def mode_of(given):
     """What is to be done: a name in MODES."""
-    modes = [mode for mode in MODES if mode in given] or ["train"]
-    if len(modes) > 1:
-        raise UserError(f"{flag(modes[0])} and {flag(modes[1])} do not go together")
-    return modes[0]
+    return next((mode for mode in MODES if mode in given), "train")
 
 
 def heeded(given, kind, verbose):
@@ -2064,6 +2062,8 @@ def check_finite(run, loss):
         kept = f"{run.folder / 'model.pt' if run.folder else 'memory'} keeps the model of step {run.progress.best_step}"
         float16 = getattr(run.config, "dtype", "") == "float16"
         advice = "try --dtype float32" if float16 else "try a lower --learning-rate, or --grad-clip 1"
+        if run.progress.history:
+            run.model.load_state_dict(stored(run, "model.pt")["model"])
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 
 

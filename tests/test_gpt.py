@@ -1175,7 +1175,7 @@ MISTAKES = {
     "half on a processor": ("-i {text} --dtype float16", "float16"),
     "prompt": ("-i {text} --prompt Zürich", "unknown to this model: 'Z' 'r' 'ü'; it knows"),
     "prompt file": ("-i {text} --prompt FILE:{tmp}/none", "cannot read .*none"),
-    "two modes": ("--resume --sample-only", "do not go together"),
+    "two modes": ("--resume --sample-only", "argument --sample-only: not allowed with argument --resume"),
     "nothing to resume": ("-i {text} --resume", "there is no .*last.pt"),
     "nothing to sample": ("--sample-only", "there is no .*model.pt"),
     "nothing to start from": ("-i {text} --init-from {tmp}/none.pt", "there is no .*none.pt"),

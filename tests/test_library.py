@@ -720,6 +720,16 @@ def test_what_memory_keeps_is_not_touched_by_what_comes_after(module):
 
 
 @both
+@pytest.mark.parametrize("work_dir", ["out", None])
+def test_a_training_that_came_to_nothing_leaves_the_best_model(module, work_dir):
+    run = train(module, max_steps=3, work_dir=work_dir)
+    wanted = answers(run)
+    with pytest.raises(module.UserError, match=f"the loss is .* keeps the model of step {run.progress.best_step}"):
+        run.train(max_steps=60, learning_rate=1e30)
+    assert answers(run) == wanted
+
+
+@both
 @pytest.mark.parametrize("progress", [None, {"history": 5}, {"history": [7]}], ids=str)
 def test_a_broken_state_to_go_on_from_is_refused(module, progress):
     train(module, max_steps=3, work_dir="out")

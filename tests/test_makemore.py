@@ -1205,7 +1205,7 @@ def test_bad_files(cli, tmp_path, monkeypatch, raw, says):
         ("-i ok.txt --eval=", "--eval is empty"),
         ("-i ok.txt --mix=", "--mix is empty"),
         ("-i ok.txt --work-dir=", "--work-dir is empty"),
-        ("--resume --sample-only", "do not go together"),
+        ("--resume --sample-only", "argument --sample-only: not allowed with argument --resume"),
     ],
 )  # fmt: skip
 def test_bad_arguments(cli, tmp_path, monkeypatch, argv, says):
@@ -1262,7 +1262,7 @@ def test_a_message_stays_one_line_whatever_it_quotes(cli, tmp_path, monkeypatch)
         ("--resume --n-layer 3", "n-layer.*2"),
         ("--resume --seed 5", "seed"),
         ("--resume --max-steps -5", "max-steps"),
-        ("--resume --sample-only", "do not go together"),
+        ("--resume --sample-only", "argument --sample-only: not allowed with argument --resume"),
     ],
 )
 def test_bad_arguments_with_a_trained_folder(cli, trained, tmp_path, monkeypatch, argv, says):
