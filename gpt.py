@@ -67,7 +67,7 @@ class UserError(ValueError):
 
 
 def setting(group, default, help, *names, what=None, low=0, high=10**15, choices=None, fixed=None):
-    """A field of Config and its flag. names: short forms; what: its placeholder; fixed: none may change it later."""
+    """A field of Config and its flag. names: short forms; what: its placeholder; fixed: a trained model keeps it."""
     fixed = group == "model" if fixed is None else fixed
     meta = dict(group=group, help=help, names=names, what=what, low=low, high=high, choices=choices, fixed=fixed)
     return field(default=default, metadata=meta)
@@ -237,14 +237,17 @@ class Rotary(nn.Module):
         self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), -1), persistent=False)  # (T, 1, 1, D)
         self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), -1), persistent=False)
 
-    def forward(self, x, start):  # (B, T, ..., D)
+    def forward(self, x, start):  # (B, T, ..., D), of the positions start, start + 1, ...
         cos, sin = self.cos[start : start + x.shape[1]], self.sin[start : start + x.shape[1]]
         unit = F.layer_norm(x, x.shape[-1:])
         return torch.addcmul(unit * cos, unit.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)  # a pair: D/2 apart
 
 
 class CausalSelfAttention(nn.Module):
-    """All heads of a layer at once: every position takes a weighted average of itself and the earlier ones."""
+    """All heads of a layer at once: every position takes a weighted average of itself and the earlier ones.
+
+    A position's query says what it looks for, its key what it can be found by, its value what it hands over: `attend`.
+    """
 
     def __init__(self, config, rotary):
         super().__init__()
@@ -286,6 +289,13 @@ class MLP(nn.Module):
         return self.proj(F.relu(x).square() if self.activation == "relu2" else F.gelu(x))  # (B, T, C)
 
 
+class ChannelDropout(nn.Dropout1d):
+    """Zero a share p of the channels, from all positions (Tompson et al. 2015): one mask for all costs no time."""
+
+    def forward(self, x):
+        return super().forward(x.mT).mT if self.training and self.p else x
+
+
 class Block(nn.Module):
     """Attention between the positions, then an MLP at each; both are added to their input (residual connections).
 
@@ -296,16 +306,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(config.n_embd, bias=False), CausalSelfAttention(config, rotary)
         self.norm2, self.mlp = nn.LayerNorm(config.n_embd, bias=False), MLP(config)
-        self.dropout = config.dropout
+        self.dropout = ChannelDropout(config.dropout)
 
     def forward(self, x, start=0, cache=None):
-        x = x + drop(self.attn(self.norm1(x), start, cache), self.training * self.dropout)
-        return x + drop(self.mlp(self.norm2(x)), self.training * self.dropout)
-
-
-def drop(x, p):
-    """Zero a share p of the channels, from all positions (Tompson et al. 2015): one mask for all costs no time."""
-    return F.dropout1d(x.mT, p).mT if p else x
+        x = x + self.dropout(self.attn(self.norm1(x), start, cache))
+        return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 def initialise(model, table_std=0.3):
@@ -341,7 +346,7 @@ class GPT(nn.Module):
         self.earlier = nn.ModuleList(nn.Embedding(vocab_size + 1, config.n_embd) for _ in range(config.lookback - 1))
         rotary = Rotary(config.block_size, head_size) if config.positions == "rotary" else None
         self.position = None if rotary else nn.Embedding(config.block_size, config.n_embd)
-        self.dropout = config.dropout
+        self.dropout = ChannelDropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd, bias=False)
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
@@ -372,7 +377,7 @@ class GPT(nn.Module):
         if cache is None:  # the text begins here, and nothing is kept of it
             cache = Cache(idx.new_full((len(idx), len(self.earlier)), self.padding), [None] * len(self.blocks))
         past = torch.cat((cache.recent, idx), 1)  # (B, lookback - 1 + T)
-        x = drop(self.embed(past, cache.length), self.training * self.dropout)  # (B, T, C)
+        x = self.dropout(self.embed(past, cache.length))  # (B, T, C)
         for block, kv in zip(self.blocks, cache.layers, strict=True):
             x = block(x, cache.length, kv)
         cache.recent, cache.length = past[:, idx.shape[1] :], cache.length + idx.shape[1]
@@ -399,8 +404,7 @@ PRESETS = {
     "bigram": Entry(Bigram, "a table of what follows what: the baseline",
                     dict(batch_size=64, max_steps=1000, learning_rate=0.05), threads=1),
     "tiny": Entry(GPT, "70,000 parameters: words after two seconds on two cores",
-                  dict(OURS, n_layer=1, n_head=2, n_embd=64, dropout=0.0, max_steps=200, learning_rate=0.04),
-                  threads=2),
+                  dict(OURS, n_layer=1, n_head=2, n_embd=64, dropout=0.0, max_steps=200, learning_rate=.04), threads=2),
     "mini": Entry(GPT, "0.8M parameters: good text in two minutes on two cores",
                   dict(SIZE, **OURS, block_size=128, batch_size=12, max_steps=1200), threads=8),
     "gpt2": Entry(GPT, "GPT-2's recipe at mini's size, to compare with",
@@ -432,7 +436,7 @@ def cross_entropy(logits, targets, reduction="mean"):
 def inference(model):
     """A context: eval mode and no gradients; afterwards the mode is as before."""
     was_training = model.training
-    if was_training:
+    if was_training:  # to tell all layers what they know already would cost a fifth of each character that is written
         model.eval()
     try:
         with torch.no_grad():
@@ -476,16 +480,16 @@ def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
     return probs
 
 
-def continuation(model, idx, config, cached=True):
+def continuation(model, idx, config):
     """Yield the next tokens (B,) of the texts idx (B, T), config.max_new_tokens times.
 
-    With the cache a character costs one position's work. A context that is full starts afresh with its latter half, so
-    that the model always sees between half and all of its block_size; without the cache it sees the very same.
+    With a cache a character costs one position's work. A context that is full starts afresh with its latter half, so
+    that the model always sees between half and all of its block_size; one that has no cache sees the very same.
     """
     device, size = next(model.parameters()).device, config.block_size
     generator = torch.Generator().manual_seed(config.seed)
     seen = fresh = idx[:, -size:].to(device)
-    new_cache = model.new_cache if cached and hasattr(model, "new_cache") else lambda batch_size: None
+    new_cache = getattr(model, "new_cache", lambda batch_size: None)  # a model of one's own may have none
     cache = new_cache(len(idx))
     for _ in range(config.max_new_tokens):
         if seen.shape[1] > size:
@@ -585,9 +589,9 @@ class Run:
         room = high - low - c.block_size
         n = min(10**6, max(1, room // c.block_size))  # contexts of an epoch, side by side; each epoch shifts them
         index, epoch = drawn(n, c.batch_size, self.progress.step, c.seed)
-        starts = low + ((index + 0.618 * epoch % 1) * (room / n)).astype(np.int64)  # no two epochs cut alike
+        starts = low + ((index + 0.618 * epoch % 1) * (room / n)).astype(np.int64)  # each epoch cuts at new places
         reseed(self.device, c.seed + self.progress.step * self.processes.size + self.processes.rank)
-        mine = torch.from_numpy(starts[self.processes.rank * share :][:share]).chunk(self.micro_batches)
+        mine = np.split(starts[self.processes.rank * share :][:share], self.micro_batches)
         return [self.data.batch(part, c.block_size, self.device) for part in mine]
 
     def learn(self):
@@ -597,7 +601,7 @@ class Run:
             with contextlib.nullcontext() if sync else self.net.no_sync():
                 with self.plan.autocast():
                     loss = cross_entropy(self.net(x), y) / len(batches)
-                self.scaler.scale(loss).backward()
+                self.scaler.scale(loss).backward()  # scaled in float16 only, where small gradients would round to 0
             losses.append(loss.detach())
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -674,23 +678,23 @@ def learning_rate(step, config, horizon):
     return config.learning_rate * climb * fall[config.schedule]
 
 
-def orthogonalise(g, iterations=3):
+def orthogonalise(g):
     """Matrices (N, R, C) to about the nearest ones whose singular values are all 1, by products alone.
 
     Newton-Schulz: an odd polynomial of X, c1 X + c3 (X Xᵀ) X + c5 (X Xᵀ)² X, acts on each singular value alone. The
     coefficients, one triple per iteration, push them toward 1 as fast as can be ("Polar Express", Amsel et al. 2025).
     """
     if g.shape[-2] > g.shape[-1]:
-        return orthogonalise(g.mT, iterations).mT
+        return orthogonalise(g.mT).mT
     x = g / (1.02 * g.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value above 1
     a = x @ x.mT  # (N, R, R)
     product = None
-    for i, (c1, c3, c5) in enumerate(POLAR_EXPRESS[:iterations]):
+    for i, (c1, c3, c5) in enumerate(POLAR_EXPRESS, 1):
         q = torch.baddbmm(a, a, a, beta=c3, alpha=c5)
         q.diagonal(dim1=-2, dim2=-1).add_(c1)
         # X becomes q ... q q X: only the small (R, R) factors are multiplied until the end
         product = q if product is None else q @ product
-        if i < iterations - 1:
+        if i < len(POLAR_EXPRESS):
             a = q @ a @ q
     return product @ x
 
@@ -699,8 +703,6 @@ POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 
 
@@ -831,15 +833,14 @@ def start_run(given, verbose=False, text=None):
     if not trained and given.get("preset", "auto") == "auto":
         given = {**given, "preset": "baby" if plan.device.type == "cuda" else "mini"}
     config = configure(given, trained, verbose)
-    sketch(partial(build, config, 2), config, 2)  # an impossible shape is told before the text is read
+    sketch(config, 2)  # an impossible shape is told before the text is read
     if text is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
     chars = checkpoint["vocab"] if checkpoint else ""
     data = prepare_text(config, plan, Text([], Vocab(chars), places=[config.input_file]), text)
-    sketch(partial(build, config, len(data.vocab)), config, len(data.vocab))
+    sketch(config, len(data.vocab))
     run = Run(config, data, build(config, len(data.vocab)), plan, verbose)
-    if text is not None:
-        run.source = text.encode("utf-8", "surrogatepass")
+    run.source = None if text is None else text.encode("utf-8", "surrogatepass")
     with fitting():
         run.new_chars = transfer(run.model, checkpoint, data.vocab.chars) if checkpoint else ""
     return run
@@ -849,16 +850,14 @@ def open_run(checkpoint, given, verbose=False, text=None):
     """The run that a checkpoint holds, with the settings given in place of its own where they may change."""
     with fitting():
         trained, vocab, progress = judged(checkpoint), Vocab(checkpoint["vocab"]), Progress(**checkpoint["progress"])
-        compare("the model", checkpoint["model"], sketch(partial(build, trained, len(vocab)), trained, len(vocab)))
+        compare("the model", checkpoint["model"], sketch(trained, len(vocab)))
     config = configure(given, trained, verbose)
-    plan = make_plan(asdict(config))
-    paths = places(checkpoint, config, given) if text is None else [""]  # "": the text
+    plan, paths = make_plan(asdict(config)), places(checkpoint, config, given) if text is None else [""]  # "": text
     data = Text([], vocab, checkpoint["digest"], paths)  # to be read when it is asked for
     if "resume" in given:
         data = prepare_text(config, plan, data, text)
     with fitting():
-        with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
-            model = build(config, len(vocab))
+        model = build(config, len(vocab))
         model.load_state_dict(checkpoint["model"])
     run = Run(config, data, model.eval(), plan, verbose)
     run.progress = progress
@@ -941,7 +940,8 @@ def part_of(text, name):
 
 PROGRAM, KIND, ROWS = "gpt", "preset", PRESETS  # ours; what follows is the same in both trainers
 SETTINGS = {f.name: f for f in fields(Config)}
-PASSING = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] in ("sampling", "mode")}  # of one run only
+GROUP = {n: f.metadata["group"] for n, f in SETTINGS.items()}
+PASSING = {n: f.default for n, f in SETTINGS.items() if GROUP[n] in ("sampling", "mode")}  # of one run only
 
 
 def flag(name):
@@ -963,7 +963,7 @@ def parse_args(argv):
     )  # fmt: skip
     parser.error, groups = fail, {}
     for name, f in SETTINGS.items():
-        rules, group = f.metadata, f.metadata["group"]
+        rules, group = f.metadata, GROUP[name]
         if group not in groups:
             titled = parser.add_argument_group("instead of training, one of" if group == "mode" else group)
             groups[group] = titled.add_mutually_exclusive_group() if group == "mode" else titled
@@ -977,7 +977,7 @@ def parse_args(argv):
     given = vars(parser.parse_args(argv))
     for name, value in given.items():
         rules = SETTINGS[name].metadata
-        if value == [] or (value == "" and rules["group"] != "sampling"):  # []: argparse takes --flag=-- so
+        if value == [] or (value == "" and GROUP[name] != "sampling"):  # []: argparse takes --flag=-- so
             raise UserError(f"{flag(name)} is empty: give it a value, or leave it out")
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"{flag(name)} holds a NUL character, which no text has")
@@ -992,16 +992,18 @@ def parse_args(argv):
 def as_flags(settings):
     """Yield settings as the words of flags: what is True is a flag alone, and None is as good as not given."""
     for name, value in settings.items():
-        if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
-            yield from [[flag("no_" * (not value) + name)]] * (value or SETTINGS[name].metadata["group"] == "model")
-        elif value is not None or name not in SETTINGS:
+        known = SETTINGS.get(name)
+        if known and known.type is bool and isinstance(value, bool):
+            if value or GROUP[name] == "model":
+                yield [flag(name if value else f"no_{name}")]
+        elif value is not None or not known:
             yield [flag(name), str(value)]
 
 
 def check_settings(settings, modes=(), group=""):
     """Settings by name, checked as flags are."""
     for name in settings:
-        if group and name in SETTINGS and SETTINGS[name].metadata["group"] != group and name != "seed":
+        if group and GROUP.get(name, group) != group and name != "seed":
             raise UserError(f"only settings of {group}, not {name}: in Python, give that to load()")
         if name in {*MODES, "diagnose"}.difference(modes):
             raise UserError(f"{name} is for the command line; in Python, load a run, which can do all of that")
@@ -1028,7 +1030,7 @@ def table_of_rows():
 
 def uses(kind):
     """The settings that a kind of model reads: those that its row names, and those that have a default for all."""
-    row, training = ROWS.get(kind), {n for n, f in SETTINGS.items() if f.metadata["group"] == "training"} - {"seed"}
+    row, training = ROWS.get(kind), {n for n, group in GROUP.items() if group == "training"} - {"seed"}
     names = {n for n, f in SETTINGS.items() if f.default is not None} | (row.defaults.keys() if row else set())
     return names - training if row is None or hasattr(row.model, "fit") else names
 
@@ -1037,7 +1039,7 @@ def reads(mode):
     """The settings that a mode reads. Where a trained model is opened, `fixed` ones are compared with its own."""
     words = {mode, *MODES[mode].reads.split()}
     compared = {n for n, f in SETTINGS.items() if MODES[mode].opens and f.metadata["fixed"]} - {"seed"}
-    return compared | {n for n, f in SETTINGS.items() if {n, f.metadata["group"]} & words}
+    return compared | {n for n, group in GROUP.items() if {n, group} & words}
 
 
 def mode_of(given):
@@ -1075,10 +1077,10 @@ def configure(given, trained=None, verbose=False):
             what = other or "the model in this folder"
             raise UserError(f"{flag(name)} {given[name]}: {what} was trained with {old}; leave {flag(name)} out")
     if trained and not other:
-        own = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] == "run" and "resume" not in given}
+        own = {n: f.default for n, f in SETTINGS.items() if GROUP[n] == "run" and "resume" not in given}
         return replace(trained, **{**own, **given})
     if trained:  # another text: the shape stays, all else is new
-        given = {n: getattr(trained, n) for n, f in SETTINGS.items() if f.metadata["group"] == "model"} | given
+        given = {n: getattr(trained, n) for n, group in GROUP.items() if group == "model"} | given
     if given.get("optimizer") == "adamw" and defaults.get("optimizer") != "adamw":
         defaults = {**defaults, **ADAMW}
     return replace(Config(), **{**defaults, **given, "preset": kind})
@@ -1093,8 +1095,10 @@ def check_shares(config, size):
 
 
 def build(config, vocab_size):
-    reseed(torch.device("cpu"), config.seed)  # where models are made
-    return PRESETS[config.preset].model(config, vocab_size)
+    """A new model as config describes it; the caller's random numbers are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        reseed(torch.device("cpu"), config.seed)  # where models are made
+        return PRESETS[config.preset].model(config, vocab_size)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1102,8 +1106,7 @@ def build(config, vocab_size):
 
 CHUNK = 2**22  # bytes in memory at a time while a text is read
 MAX_CHARS = 65_536  # distinct ones: more than any text has, and two bytes hold them
-TOKENS = "tokens.bin"
-KEPT = ("input.txt", TOKENS)  # what a work folder may hold of its text
+KEPT = ("input.txt", TOKENS := "tokens.bin")  # what a work folder may hold of its text
 MAX_PARAMETERS = 10**9  # take 16 GB to train
 
 
@@ -1122,8 +1125,8 @@ def read_chunks(path):
         raise UserError(f"cannot read {path}: {why}")
     try:
         with open(path, "rb") as f:
-            encoding = "utf-16" if f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-            text = io.TextIOWrapper(f, encoding)
+            utf16 = f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            text = io.TextIOWrapper(f, "utf-16" if utf16 else "utf-8-sig")
             try:
                 while chunk := text.read(CHUNK):
                     if "\0" in chunk:
@@ -1134,7 +1137,7 @@ def read_chunks(path):
                 f.seek(0)
                 line = 1 + sum(f.tell() <= byte for _ in f)
                 bad = f"line {line}, byte {byte} is 0x{e.object[e.start]:02x}"
-                raise UserError(f"{path} is not {encoding[:6].upper().rstrip('-')}: {bad}") from None
+                raise UserError(f"{path} is not UTF-{16 if utf16 else 8}: {bad}") from None
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 
@@ -1309,13 +1312,11 @@ def write_atomic(path, pieces, ready=lambda: None):
 
 def move(source, target):
     """Put a file in the place of another; on Windows, where nobody may be reading that, try again for a second."""
-    for left in range(9, -1, -1):
-        try:
+    for _ in range(9 if os.name == "nt" else 0):
+        with contextlib.suppress(PermissionError):
             return os.replace(source, target)
-        except PermissionError:
-            if os.name != "nt" or not left:
-                raise
-            time.sleep(0.1)
+        time.sleep(0.1)
+    os.replace(source, target)
 
 
 @contextlib.contextmanager
@@ -1425,7 +1426,7 @@ def snapshot(run):
 
 
 def restore(run, checkpoint):
-    """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
+    """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row that was due."""
     with fitting():
         mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
     if kept[: len(mine)] != mine:  # steps and losses
@@ -1447,7 +1448,7 @@ def keep(run, best):
     """Save the state as last.pt, and as model.pt if it is the best, in the folder or else in memory, and the log."""
     state, p = snapshot(run), run.progress
     if not run.folder:
-        run.memory |= {name: copy.deepcopy(state) for name in ["model.pt"] * best + ["last.pt"]}
+        run.memory |= dict.fromkeys(["model.pt"] * best + ["last.pt"], copy.deepcopy(state))
     elif run.processes.rank == 0:
         first, data = len(p.history) == 1, pack(state)
         if best:
@@ -1539,10 +1540,10 @@ def judged(checkpoint):
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], checkpoint["config"] | PASSING
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
-    kinds, history = [int, *[float] * 4], [[0, *[0.0] * 4], *progress["history"]]
+    history, kinds = progress["history"], [int, float, float, float, float]
     numbers = all([type(x) for x in row] == kinds and 0 <= row[3] < math.inf for row in history)
-    stands = progress["step"], len(progress["samples"]) + 1
-    if not (in_order and numbers and stands == (history[-1][0], len(history))):
+    at_end = progress["step"] == (history[-1][0] if history else 0) and len(progress["samples"]) == len(history)
+    if not (in_order and numbers and at_end):
         raise ValueError("its parts contradict each other")
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise ValueError(f"its {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
@@ -1566,14 +1567,14 @@ def optimizer_state(optimizer, state):
     return {**fresh, "state": found}
 
 
-def sketch(make, config, vocab_size):
+def sketch(config, vocab_size):
     """A model's state, without memory if it may be large; {} where that cannot be had. Refuse one that is too large."""
-    numbers = [name for name, f in SETTINGS.items() if f.metadata["group"] == "model" and f.type is int]
+    numbers = [name for name, f in SETTINGS.items() if GROUP[name] == "model" and f.type is int]
     widest = max(vocab_size, *(getattr(config, name) or 0 for name in numbers if name != "n_layer"))
     small = (config.n_layer or 1) * widest**2 <= 10**7  # torch takes a second to get ready for tensors without memory
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu" if small else "meta"):
-            model = make()
+        with torch.device("cpu" if small else "meta"):
+            model = build(config, vocab_size)
     except UserError:
         raise
     except Exception:  # a model of one's own may need real numbers
@@ -1904,11 +1905,11 @@ class Console:
         self.since = self.drawn = time.perf_counter()
 
     def stop_clock(self):
-        """Book the time spent learning; return the mean loss since the clock was started, or nan."""
-        spent = time.perf_counter() - self.since
+        """Book the time spent learning; return the mean loss since the last evaluation that was due, or nan."""
+        spent, steps = time.perf_counter() - self.since, self.run.progress.step - self.begun
         self.run.progress.seconds += spent
-        self.pace = spent / max(1, self.run.progress.step - self.begun)  # seconds per step
-        self.curve = torch.cat((self.curve, self.carried()[len(self.losses) + self.begun - self.run.progress.step :]))
+        self.pace = spent / max(1, steps)  # seconds per step
+        self.curve = torch.cat((self.curve, self.carried()[len(self.losses) - steps :]))
         return torch.stack(self.losses).mean().item() if self.losses else math.nan
 
     def stepped(self, loss):
@@ -2016,7 +2017,7 @@ def command(run):
     """The command line that makes such a run again."""
     c, groups = asdict(run.config), ("data", "model", "training")
     usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
-    chosen = {n: c[n] for n, f in SETTINGS.items() if f.metadata["group"] in groups and c[n] != usual[n]}
+    chosen = {n: c[n] for n, group in GROUP.items() if group in groups and c[n] != usual[n]}
     return " ".join([f"python {PROGRAM}.py", *map(shlex.join, as_flags(chosen))])
 
 

@@ -64,7 +64,7 @@ class UserError(ValueError):
 
 
 def setting(group, default, help, *names, what=None, low=0, high=10**15, choices=None, fixed=None):
-    """A field of Config and its flag. names: short forms; what: its placeholder; fixed: none may change it later."""
+    """A field of Config and its flag. names: short forms; what: its placeholder; fixed: a trained model keeps it."""
     fixed = group == "model" if fixed is None else fixed
     meta = dict(group=group, help=help, names=names, what=what, low=low, high=high, choices=choices, fixed=fixed)
     return field(default=default, metadata=meta)
@@ -201,7 +201,8 @@ class Lines:
         self.lengths = torch.tensor([len(line) for line in lines])  # (lines,)
         self.count = int((self.lengths + 1).sum())  # predictions: every character, and the end of every line
         self.starts = torch.cumsum(self.lengths + self.gap, 0) - self.lengths  # where each line's first character lies
-        stream = np.zeros(len(chars) + self.gap * (len(lines) + 1) + int(self.lengths.max()), dtype=np.int32)  # (N,)
+        beyond = int(self.lengths.max())  # so that `batch` can read a row of the longest line's length from any start
+        stream = np.zeros(len(chars) + self.gap * (len(lines) + 1) + beyond, dtype=np.int32)  # (N,)
         gaps_before = np.repeat(self.gap * np.arange(1, len(lines) + 1), self.lengths.numpy())
         stream[np.arange(len(chars)) + gaps_before] = chars
         self.stream = torch.from_numpy(stream).to(device)
@@ -239,7 +240,8 @@ class Windows(Lines):
         self.gap = block_size
         super().__init__(lines, vocab, device)
         is_char = self.stream != 0
-        is_target = is_char[block_size:] | is_char[block_size - 1 : -1]  # a character, or the zero right after one
+        # a target is a character, or the zero right after one, which ends the line; other zeros are gap
+        is_target = is_char[block_size:] | is_char[block_size - 1 : -1]
         self.first = is_target.nonzero()[:, 0]  # where each example's window begins
         self.windows = self.stream.unfold(0, block_size + 1, 1)  # (N, block_size + 1), a view of the stream
         self.ends = torch.cumsum(self.lengths + 1, 0)  # the number of examples up to the end of each line
@@ -686,14 +688,14 @@ MODELS = {
 # fmt: on
 
 
-def build(config, vocab_size, longest):
-    """Return a new model as config describes it, and config with its context length settled."""
+def build(config, vocab_size):
+    """A new model as config describes it; the caller's random numbers are left alone."""
     entry = MODELS[config.type]
-    config = replace(config, block_size=entry.model.context(config, longest))
-    reseed(torch.device("cpu"), config.seed)  # where models are made
-    model = entry.model(config, vocab_size, **entry.fixed)
-    reinitialise(model, config.init)
-    return model, config
+    with torch.random.fork_rng(devices=[]):
+        reseed(torch.device("cpu"), config.seed)  # where models are made
+        model = entry.model(config, vocab_size, **entry.fixed)
+        reinitialise(model, config.init)
+    return model
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -710,7 +712,7 @@ def cross_entropy(logits, targets, reduction="mean"):
 def inference(model):
     """A context: eval mode and no gradients; afterwards the mode is as before."""
     was_training = model.training
-    if was_training:
+    if was_training:  # to tell all layers what they know already would cost a fifth of each character that is written
         model.eval()
     try:
         with torch.no_grad():
@@ -727,7 +729,7 @@ def line_losses(model, data, tokens=32_768):
         for index in data.in_order(tokens):
             x, y = data.batch(index)
             nats = cross_entropy(model(x), y, reduction="none").view(len(index), -1).sum(1)
-            losses.index_add_(0, data.line_of(index), nats.cpu().double())
+            losses.index_add_(0, data.line_of(index), nats.cpu().double())  # a line's characters may be many examples
     return losses
 
 
@@ -941,18 +943,18 @@ class NGram(WindowModel):
         """Count the windows of `train`, then choose the strength on `dev`, level by level, longest context first."""
         windows = train.windows[train.first].long().cpu()  # (N, block_size + 1)
         target, V = windows[:, -1], self.V  # (N,)
-        node, pair_below = torch.zeros_like(target), None  # (N,): the context
+        node, pair_below, tables = torch.zeros_like(target), None, []  # node: the context, (N,)
         for k in range(len(self.levels)):
             contexts = torch.zeros(1, dtype=torch.long)
             if k:
                 contexts, node = torch.unique(node * V + windows[:, -1 - k], return_inverse=True)
             pairs, pair, counts = torch.unique(node * V + target, return_inverse=True, return_counts=True)
             if k and not self.additive:  # the level below counts in how many of these contexts its pairs occur
-                contexts_below, pairs_below, *_ = self.levels[k - 1]
                 parent = torch.empty_like(pairs).scatter_(0, pair, pair_below)
-                counts_below = torch.bincount(parent, minlength=len(pairs_below))
-                self.levels[k - 1] = self.level(contexts_below, pairs_below, counts_below)
-            self.levels[k], pair_below = self.level(contexts, pairs, counts), pair
+                tables[-1][2] = torch.bincount(parent)
+            tables.append([contexts, pairs, counts])
+            pair_below = pair
+        self.levels = [self.level(*table) for table in tables]
         found = self.look_up(*dev.batch(torch.arange(len(dev))))
         for k in reversed(self.mixed):
             losses = {}
@@ -1188,10 +1190,8 @@ def fold_batchnorm(run):
     """
     if not run.config.batchnorm:
         raise UserError(f"this {run.config.type} has no BatchNorm to fold")
-    with torch.random.fork_rng(devices=[]):
-        config = replace(run.config, batchnorm=False, backprop="autograd", work_dir="")
-        folded, config = build(config, len(run.vocab), run.data.longest)
-    folded.to(run.device)
+    config = replace(run.config, batchnorm=False, backprop="autograd", work_dir="")
+    folded = build(config, len(run.vocab)).to(run.device)
     layers = (m for m in folded.modules() if isinstance(m, (Embedding, Linear)))
     for m in run.model.modules():
         if isinstance(m, (Embedding, Linear)):
@@ -1398,8 +1398,9 @@ def start_run(given, verbose=False, lines=None):
     if lines is not None:  # the folder keeps what no file holds
         config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
     data = load_corpus(config, lines)
-    sketch(lambda: build(config, len(data.vocab), data.longest)[0], config, len(data.vocab))
-    model, config = build(config, len(data.vocab), data.longest)
+    config = replace(config, block_size=MODELS[config.type].model.context(config, data.longest))
+    sketch(config, len(data.vocab))
+    model = build(config, len(data.vocab))
     if config.backprop == "manual":
         batchnorm_parts(model)
     run = Run(config, data, model, verbose)
@@ -1419,10 +1420,8 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
             compare("the model", weights, {"weights": weights["weights"].new_zeros(len(members))})
             model = Mixture(members, weights["weights"])
         else:
-            size = len(data.vocab), data.longest
-            compare("the model", weights, sketch(lambda: build(config, *size)[0], config, size[0]))
-            with torch.random.fork_rng(devices=[]):  # loading a model leaves the caller's random numbers alone
-                model, config = build(config, *size)
+            compare("the model", weights, sketch(config, len(data.vocab)))
+            model = build(config, len(data.vocab))
             model.load_state_dict(weights)
     run = Run(config, data, model.eval(), verbose)
     run.progress = progress
@@ -1490,7 +1489,8 @@ def waited(run):
 
 PROGRAM, KIND, ROWS = "makemore", "type", MODELS  # ours; what follows is the same in both trainers
 SETTINGS = {f.name: f for f in fields(Config)}
-PASSING = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] in ("sampling", "mode")}  # of one run only
+GROUP = {n: f.metadata["group"] for n, f in SETTINGS.items()}
+PASSING = {n: f.default for n, f in SETTINGS.items() if GROUP[n] in ("sampling", "mode")}  # of one run only
 
 
 def flag(name):
@@ -1512,7 +1512,7 @@ def parse_args(argv):
     )  # fmt: skip
     parser.error, groups = fail, {}
     for name, f in SETTINGS.items():
-        rules, group = f.metadata, f.metadata["group"]
+        rules, group = f.metadata, GROUP[name]
         if group not in groups:
             titled = parser.add_argument_group("instead of training, one of" if group == "mode" else group)
             groups[group] = titled.add_mutually_exclusive_group() if group == "mode" else titled
@@ -1526,7 +1526,7 @@ def parse_args(argv):
     given = vars(parser.parse_args(argv))
     for name, value in given.items():
         rules = SETTINGS[name].metadata
-        if value == [] or (value == "" and rules["group"] != "sampling"):  # []: argparse takes --flag=-- so
+        if value == [] or (value == "" and GROUP[name] != "sampling"):  # []: argparse takes --flag=-- so
             raise UserError(f"{flag(name)} is empty: give it a value, or leave it out")
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"{flag(name)} holds a NUL character, which no text has")
@@ -1541,16 +1541,18 @@ def parse_args(argv):
 def as_flags(settings):
     """Yield settings as the words of flags: what is True is a flag alone, and None is as good as not given."""
     for name, value in settings.items():
-        if isinstance(value, bool) and name in SETTINGS and SETTINGS[name].type is bool:
-            yield from [[flag("no_" * (not value) + name)]] * (value or SETTINGS[name].metadata["group"] == "model")
-        elif value is not None or name not in SETTINGS:
+        known = SETTINGS.get(name)
+        if known and known.type is bool and isinstance(value, bool):
+            if value or GROUP[name] == "model":
+                yield [flag(name if value else f"no_{name}")]
+        elif value is not None or not known:
             yield [flag(name), str(value)]
 
 
 def check_settings(settings, modes=(), group=""):
     """Settings by name, checked as flags are."""
     for name in settings:
-        if group and name in SETTINGS and SETTINGS[name].metadata["group"] != group and name != "seed":
+        if group and GROUP.get(name, group) != group and name != "seed":
             raise UserError(f"only settings of {group}, not {name}: in Python, give that to load()")
         if name in {*MODES, "diagnose"}.difference(modes):
             raise UserError(f"{name} is for the command line; in Python, load a run, which can do all of that")
@@ -1577,7 +1579,7 @@ def table_of_rows():
 
 def uses(kind):
     """The settings that a kind of model reads: those that its row names, and those that have a default for all."""
-    row, training = ROWS.get(kind), {n for n, f in SETTINGS.items() if f.metadata["group"] == "training"} - {"seed"}
+    row, training = ROWS.get(kind), {n for n, group in GROUP.items() if group == "training"} - {"seed"}
     names = {n for n, f in SETTINGS.items() if f.default is not None} | (row.defaults.keys() if row else set())
     return names - training if row is None or hasattr(row.model, "fit") else names
 
@@ -1586,7 +1588,7 @@ def reads(mode):
     """The settings that a mode reads. Where a trained model is opened, `fixed` ones are compared with its own."""
     words = {mode, *MODES[mode].reads.split()}
     compared = {n for n, f in SETTINGS.items() if MODES[mode].opens and f.metadata["fixed"]} - {"seed"}
-    return compared | {n for n, f in SETTINGS.items() if {n, f.metadata["group"]} & words}
+    return compared | {n for n, group in GROUP.items() if {n, group} & words}
 
 
 def mode_of(given):
@@ -1625,7 +1627,7 @@ def configure(given, trained=None, verbose=False):
                 raise UserError(f"{flag(name)} {given[name]}: {why}")
         if bool(given.get("dropout", trained.dropout)) != bool(trained.dropout):
             raise UserError(f"--dropout {given['dropout']}: this model was trained with {trained.dropout}: 0 stays 0")
-        own = {n: f.default for n, f in SETTINGS.items() if f.metadata["group"] == "run" and "resume" not in given}
+        own = {n: f.default for n, f in SETTINGS.items() if GROUP[n] == "run" and "resume" not in given}
         return replace(trained, **{**own, **given})
     return replace(Config(), **{**MODELS[kind].defaults, **given})
 
@@ -1650,8 +1652,8 @@ def read_chunks(path):
         raise UserError(f"cannot read {path}: {why}")
     try:
         with open(path, "rb") as f:
-            encoding = "utf-16" if f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-            text = io.TextIOWrapper(f, encoding)
+            utf16 = f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            text = io.TextIOWrapper(f, "utf-16" if utf16 else "utf-8-sig")
             try:
                 while chunk := text.read(CHUNK):
                     if "\0" in chunk:
@@ -1662,7 +1664,7 @@ def read_chunks(path):
                 f.seek(0)
                 line = 1 + sum(f.tell() <= byte for _ in f)
                 bad = f"line {line}, byte {byte} is 0x{e.object[e.start]:02x}"
-                raise UserError(f"{path} is not {encoding[:6].upper().rstrip('-')}: {bad}") from None
+                raise UserError(f"{path} is not UTF-{16 if utf16 else 8}: {bad}") from None
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 
@@ -1736,13 +1738,11 @@ def write_atomic(path, pieces, ready=lambda: None):
 
 def move(source, target):
     """Put a file in the place of another; on Windows, where nobody may be reading that, try again for a second."""
-    for left in range(9, -1, -1):
-        try:
+    for _ in range(9 if os.name == "nt" else 0):
+        with contextlib.suppress(PermissionError):
             return os.replace(source, target)
-        except PermissionError:
-            if os.name != "nt" or not left:
-                raise
-            time.sleep(0.1)
+        time.sleep(0.1)
+    os.replace(source, target)
 
 
 @contextlib.contextmanager
@@ -1847,7 +1847,7 @@ def snapshot(run):
 
 
 def restore(run, checkpoint):
-    """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row of the log."""
+    """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row that was due."""
     with fitting():
         mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
     if kept[: len(mine)] != mine:  # steps and losses
@@ -1866,7 +1866,7 @@ def keep(run, best):
     """Save the state as last.pt, and as model.pt if it is the best, in the folder or else in memory, and the log."""
     state, p = snapshot(run), run.progress
     if not run.folder:
-        run.memory |= {name: copy.deepcopy(state) for name in ["model.pt"] * best + ["last.pt"]}
+        run.memory |= dict.fromkeys(["model.pt"] * best + ["last.pt"], copy.deepcopy(state))
     else:
         first, data = len(p.history) == 1, pack(state)
         if best:
@@ -1958,10 +1958,10 @@ def judged(checkpoint):
     compare("it", checkpoint, PATTERN)
     progress, vocab, saved = checkpoint["progress"], checkpoint["vocab"], checkpoint["config"] | PASSING
     in_order = vocab and checkpoint["digest"] and list(vocab) == sorted(set(vocab))
-    kinds, history = [int, *[float] * 4], [[0, *[0.0] * 4], *progress["history"]]
+    history, kinds = progress["history"], [int, float, float, float, float]
     numbers = all([type(x) for x in row] == kinds and 0 <= row[3] < math.inf for row in history)
-    stands = progress["step"], len(progress["samples"]) + 1
-    if not (in_order and numbers and stands == (history[-1][0], len(history))):
+    at_end = progress["step"] == (history[-1][0] if history else 0) and len(progress["samples"]) == len(history)
+    if not (in_order and numbers and at_end):
         raise ValueError("its parts contradict each other")
     if saved[KIND] not in (*ROWS, *["mixture"] * ("mix" in MODES)):
         raise ValueError(f"its {KIND} {saved[KIND]!r} is not known here: run the script that defines it")
@@ -1985,14 +1985,14 @@ def optimizer_state(optimizer, state):
     return {**fresh, "state": found}
 
 
-def sketch(make, config, vocab_size):
+def sketch(config, vocab_size):
     """A model's state, without memory if it may be large; {} where that cannot be had. Refuse one that is too large."""
-    numbers = [name for name, f in SETTINGS.items() if f.metadata["group"] == "model" and f.type is int]
+    numbers = [name for name, f in SETTINGS.items() if GROUP[name] == "model" and f.type is int]
     widest = max(vocab_size, *(getattr(config, name) or 0 for name in numbers if name != "n_layer"))
     small = (config.n_layer or 1) * widest**2 <= 10**7  # torch takes a second to get ready for tensors without memory
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu" if small else "meta"):
-            model = make()
+        with torch.device("cpu" if small else "meta"):
+            model = build(config, vocab_size)
     except UserError:
         raise
     except Exception:  # a model of one's own may need real numbers
@@ -2100,11 +2100,11 @@ class Console:
         self.since = self.drawn = time.perf_counter()
 
     def stop_clock(self):
-        """Book the time spent learning; return the mean loss since the clock was started, or nan."""
-        spent = time.perf_counter() - self.since
+        """Book the time spent learning; return the mean loss since the last evaluation that was due, or nan."""
+        spent, steps = time.perf_counter() - self.since, self.run.progress.step - self.begun
         self.run.progress.seconds += spent
-        self.pace = spent / max(1, self.run.progress.step - self.begun)  # seconds per step
-        self.curve = torch.cat((self.curve, self.carried()[len(self.losses) + self.begun - self.run.progress.step :]))
+        self.pace = spent / max(1, steps)  # seconds per step
+        self.curve = torch.cat((self.curve, self.carried()[len(self.losses) - steps :]))
         return torch.stack(self.losses).mean().item() if self.losses else math.nan
 
     def stepped(self, loss):
@@ -2223,7 +2223,7 @@ def command(run):
     """The command line that makes such a run again."""
     c, groups = asdict(run.config), ("data", "model", "training")
     usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
-    chosen = {n: c[n] for n, f in SETTINGS.items() if f.metadata["group"] in groups and c[n] != usual[n]}
+    chosen = {n: c[n] for n, group in GROUP.items() if group in groups and c[n] != usual[n]}
     return " ".join([f"python {PROGRAM}.py", *map(shlex.join, as_flags(chosen))])
 
 

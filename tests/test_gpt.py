@@ -159,7 +159,7 @@ def test_attention_maps_leave_the_logits_alone():
 
 def test_dropout_takes_channels_from_all_positions_of_a_context():
     x = torch.ones(3, 7, 128)
-    kept = gpt.drop(x, 0.5)
+    kept = gpt.ChannelDropout(0.5)(x)
     assert torch.equal(kept, kept[:, :1].expand(-1, 7, -1)) and set(kept.unique().tolist()) == {0.0, 2.0}
     assert not torch.equal(kept[0], kept[1]) and 0.4 < (kept == 0).float().mean() < 0.6
     model, idx = gpt.build(gpt.configure(dict(preset="mini", n_layer=1, dropout=0.5)), 11), torch.arange(11)[None]
@@ -260,14 +260,16 @@ def stretched(*shape):
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (3, 16, 64), (3, 64, 16)])
-def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions(shape):
+def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions(shape, monkeypatch):
     g, ideal = stretched(*shape)
-    x = gpt.orthogonalise(g, iterations=5)
+    quick = gpt.orthogonalise(g)  # the three iterations that training makes do with
+    further = (3.3184196573706, -2.4884880243149, 0.5100489401237), (2.300652019955, -1.668903984575, 0.41880731195)
+    monkeypatch.setattr(gpt, "POLAR_EXPRESS", (*gpt.POLAR_EXPRESS, *further))
+    x = gpt.orthogonalise(g)
     values = torch.linalg.svdvals(x)
     assert values.min() > 0.8 and values.max() < 1.2
     assert F.cosine_similarity(x.flatten(1), ideal.flatten(1)).min() > 0.98
-    assert torch.allclose(x[1:2], gpt.orthogonalise(g[1:2], iterations=5), atol=1e-3)  # each matrix for itself
-    quick = gpt.orthogonalise(g)  # the three iterations that training makes do with
+    assert torch.allclose(x[1:2], gpt.orthogonalise(g[1:2]), atol=1e-3)  # each matrix for itself
     assert F.cosine_similarity(quick.flatten(1), ideal.flatten(1)).min() > 0.9
     assert F.cosine_similarity(g.flatten(1), ideal.flatten(1)).max() < 0.8
 
@@ -419,7 +421,7 @@ def test_the_cache_changes_nothing(variant):
     """Far past the context length, for every kind of model: the same logits, so the same characters."""
     model, idx = shaken(variant), torch.randint(11, (3, 5))
     config = replace(variant, max_new_tokens=40, temperature=1.0)
-    texts = [torch.stack(list(gpt.continuation(model, idx, config, cached))) for cached in (True, False)]
+    texts = [torch.stack(list(gpt.continuation(m, idx, config))) for m in (model, torch.nn.Sequential(model))]
     assert torch.equal(*texts)
     assert hasattr(model, "new_cache") == (variant.preset != "bigram")  # which is called on the whole context
     if variant.preset != "bigram":

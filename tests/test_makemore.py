@@ -51,7 +51,8 @@ def make(kind, lines, **given):
     """A new run for these lines, however few: all of them are there to train on."""
     corpus = Corpus(Vocab("".join(sorted(set("".join(lines))))), max(map(len, lines)), "", train=lines)
     config = makemore.configure(dict(type=kind, device="cpu", **fitting(kind, **given)))
-    model, config = makemore.build(config, len(corpus.vocab), corpus.longest)
+    config.block_size = makemore.MODELS[kind].model.context(config, corpus.longest)
+    model = makemore.build(config, len(corpus.vocab))
     run = Run(config, corpus, model)
     if kind == "ngram":
         model.fit(run.examples("train"), run.examples("train"))

@@ -174,12 +174,14 @@ def test_a_file_that_cannot_be_read_is_told(module, monkeypatch, tmp_path):
 def test_a_sketch_is_made_of_what_can_be_sketched_and_is_not_too_large(module, monkeypatch):
     for width, device in ((8, "cpu"), (8000, "meta")):  # what may be large takes no memory
         config = module.Config(n_embd=width)
-        assert module.sketch(lambda: 1 / 0, config, 5) == {}  # a model of one's own that cannot be made without numbers
-        weight = module.sketch(lambda: torch.nn.Linear(2, 3), config, 5)["weight"]
+        monkeypatch.setattr(module, "build", lambda *_: 1 / 0)
+        assert module.sketch(config, 5) == {}  # a model of one's own that cannot be made without numbers
+        monkeypatch.setattr(module, "build", lambda *_: torch.nn.Linear(2, 3))
+        weight = module.sketch(config, 5)["weight"]
         assert (weight.shape, weight.device.type) == ((3, 2), device)
     monkeypatch.setattr(module, "MAX_PARAMETERS", 8)
     with pytest.raises(module.UserError, match="9 parameters is too large, the limit is 8"):
-        module.sketch(lambda: torch.nn.Linear(2, 3), config, 5)
+        module.sketch(config, 5)
 
 
 @both
