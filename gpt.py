@@ -119,7 +119,7 @@ class Config:
     device: str = setting("run", "auto", "auto, cpu, cuda, cuda:N or mps", what="DEVICE")
     dtype: str = setting("run", "auto", "arithmetic of the layers", choices=("auto", "float32", "bfloat16", "float16"))
     compile: str = setting("run", "auto", "let torch.compile fuse the layers", choices=("auto", "on", "off"))
-    eval_chars: int = setting("run", 200_000, "characters an evaluation looks at, evenly spread (0: all)")
+    eval_chars: int = setting("training", 200_000, "characters an evaluation looks at, evenly spread (0: all)")
 
     resume: bool = setting("mode", False, "go on from last.pt in the work folder, exactly")
     init_from: str = setting("mode", "", "begin with the weights of this model.pt", what="FILE")
@@ -517,7 +517,7 @@ class Run:
         self.model = self.net = model.to(self.device)  # net: what training calls, compiled or shared by processes
         self.folder = Path(config.work_dir) if config.work_dir else None  # None: nothing is written
         self.progress, self.console = Progress(), Console(self, verbose and self.processes.rank == 0)
-        self.optimizers, self.scaler, self.memory, self.source = [], None, {}, None  # see `begin`, `keep`, `set_aside`
+        self.optimizers, self.scaler, self.memory, self.kept, self.source = [], None, {}, {}, None  # see `keep`
 
     def evaluate(self, part="val"):
         """The mean loss over a part ("train" or "val") in nats per character; config.eval_chars of them, 0: all."""
@@ -860,7 +860,7 @@ def open_run(checkpoint, given, verbose=False, text=None):
         model = build(config, len(vocab))
         model.load_state_dict(checkpoint["model"])
     run = Run(config, data, model.eval(), plan, verbose)
-    run.progress = progress
+    run.progress, run.kept = progress, checkpoint["progress"]
     return run
 
 
@@ -871,13 +871,17 @@ def learning(run, settings):
     with locked(run.folder) if run.folder and run.processes.rank == 0 else contextlib.nullcontext():
         try:
             begin(run, settings)
-            with StopOnSignal() as stop:
-                yield stop
-            run.processes.sum(0)  # a barrier: rank 0 has written everything
-            best = stored(run, "model.pt")
-            with fitting():
-                run.model.load_state_dict(best["model"])
-            run.model.eval()
+            try:
+                with StopOnSignal() as stop:
+                    yield stop
+                run.processes.sum(0)  # a barrier: rank 0 has written everything
+            finally:  # also where it broke off: the run is what was saved last, and its model the best
+                run.progress = Progress(**run.kept)
+                if run.kept:
+                    best = stored(run, "model.pt")
+                    with fitting():
+                        run.model.load_state_dict(best["model"])
+                run.model.eval()
         finally:
             torch.set_num_threads(threads)
 
@@ -981,11 +985,8 @@ def parse_args(argv):
             raise UserError(f"{flag(name)} is empty: give it a value, or leave it out")
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"{flag(name)} holds a NUL character, which no text has")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag(name)} {value}: must be a finite number")
         if isinstance(value, (int, float)) and not rules["low"] <= value <= rules["high"]:
-            limit = f"least {rules['low']}" if value < rules["low"] else f"most {rules['high']}"
-            raise UserError(f"{flag(name)} {value}: must be at {limit}")
+            raise UserError(f"{flag(name)} {value}: must be a number from {rules['low']} to {rules['high']:g}")
     return given
 
 
@@ -1002,7 +1003,7 @@ def as_flags(settings):
 
 def check_settings(settings, modes=(), group=""):
     """Settings by name, checked as flags are."""
-    for name in settings:
+    for name in (name.replace("-", "_") for name in settings):
         if group and GROUP.get(name, group) != group and name != "seed":
             raise UserError(f"only settings of {group}, not {name}: in Python, give that to load()")
         if name in {*MODES, "diagnose"}.difference(modes):
@@ -1460,6 +1461,7 @@ def keep(run, best):
             samples = ([row[0], f"{row[3]:.4f}", text] for row, text in zip(p.history, p.samples, strict=True))
             write_csv(run.folder / "samples.txt", ("step", LOG_COLUMNS[3], "sample"), samples)
         write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
+    run.kept = state["progress"]
 
 
 def stored(run, name):
@@ -1531,7 +1533,7 @@ def compare(name, found, pattern):
     elif isinstance(pattern, torch.Tensor):
         if (found.shape, found.dtype) != (pattern.shape, pattern.dtype):
             raise ValueError(f"{name} has the shape {tuple(found.shape)} instead of {tuple(pattern.shape)}")
-        if not found.isfinite().all():
+        if not found.isfinite().all() and not torch.equal(found, pattern):  # as a mask may be that is made so
             raise ValueError(f"{name} holds numbers that are not finite")
 
 
@@ -1867,8 +1869,6 @@ def check_finite(run, loss):
         kept = f"{run.folder / 'model.pt' if run.folder else 'memory'} keeps the model of step {run.progress.best_step}"
         float16 = getattr(run.config, "dtype", "") == "float16"
         advice = "try --dtype float32" if float16 else "try a lower --learning-rate, or --grad-clip 1"
-        if run.progress.history:
-            run.model.load_state_dict(stored(run, "model.pt")["model"])
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 
 

@@ -774,7 +774,7 @@ class Run:
         self.folder = Path(config.work_dir) if config.work_dir else None  # None: nothing is written
         self.progress, self.console = Progress(), Console(self, verbose)
         self.optimizer = self.meter = None
-        self.parts, self.memory, self.source = {}, {}, None  # see `examples`, `keep`, `set_aside`
+        self.parts, self.memory, self.kept, self.source = {}, {}, {}, None  # see `examples`, `keep`, `set_aside`
 
     def evaluate(self, part="dev"):
         """The exact mean loss over "train", "dev" or "test", in nats per character."""
@@ -1284,7 +1284,7 @@ def inspect_layers(model, x, y):
         rows.append((name, layer, output))
 
     for name, layer in model.named_modules():
-        if not list(layer.children()) and not isinstance(layer, Dropout):
+        if not list(layer.children()) and not isinstance(layer, (Dropout, nn.RNNBase)):
             layer.register_forward_hook(partial(look, name))
     loss = cross_entropy(model(x), y)
     loss.backward()
@@ -1424,7 +1424,7 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
             model = build(config, len(data.vocab))
             model.load_state_dict(weights)
     run = Run(config, data, model.eval(), verbose)
-    run.progress = progress
+    run.progress, run.kept = progress, checkpoint["progress"]
     return run
 
 
@@ -1446,12 +1446,16 @@ def learning(run, settings):
     with locked(run.folder) if run.folder else contextlib.nullcontext():
         try:
             begin(run, settings)
-            with StopOnSignal() as stop:
-                yield stop
-            best = stored(run, "model.pt")
-            with fitting():
-                run.model.load_state_dict(best["model"])
-            run.model.eval()
+            try:
+                with StopOnSignal() as stop:
+                    yield stop
+            finally:  # also where it broke off: the run is what was saved last, and its model the best
+                run.progress = Progress(**run.kept)
+                if run.kept:
+                    best = stored(run, "model.pt")
+                    with fitting():
+                        run.model.load_state_dict(best["model"])
+                run.model.eval()
         finally:
             torch.set_num_threads(threads)
 
@@ -1530,11 +1534,8 @@ def parse_args(argv):
             raise UserError(f"{flag(name)} is empty: give it a value, or leave it out")
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"{flag(name)} holds a NUL character, which no text has")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag(name)} {value}: must be a finite number")
         if isinstance(value, (int, float)) and not rules["low"] <= value <= rules["high"]:
-            limit = f"least {rules['low']}" if value < rules["low"] else f"most {rules['high']}"
-            raise UserError(f"{flag(name)} {value}: must be at {limit}")
+            raise UserError(f"{flag(name)} {value}: must be a number from {rules['low']} to {rules['high']:g}")
     return given
 
 
@@ -1551,7 +1552,7 @@ def as_flags(settings):
 
 def check_settings(settings, modes=(), group=""):
     """Settings by name, checked as flags are."""
-    for name in settings:
+    for name in (name.replace("-", "_") for name in settings):
         if group and GROUP.get(name, group) != group and name != "seed":
             raise UserError(f"only settings of {group}, not {name}: in Python, give that to load()")
         if name in {*MODES, "diagnose"}.difference(modes):
@@ -1878,6 +1879,7 @@ def keep(run, best):
             samples = ([row[0], f"{row[3]:.4f}", text] for row, text in zip(p.history, p.samples, strict=True))
             write_csv(run.folder / "samples.txt", ("step", LOG_COLUMNS[3], "sample"), samples)
         write_atomic(run.folder / "last.pt", data)  # last, so that whatever it promises is there
+    run.kept = state["progress"]
 
 
 def stored(run, name):
@@ -1949,7 +1951,7 @@ def compare(name, found, pattern):
     elif isinstance(pattern, torch.Tensor):
         if (found.shape, found.dtype) != (pattern.shape, pattern.dtype):
             raise ValueError(f"{name} has the shape {tuple(found.shape)} instead of {tuple(pattern.shape)}")
-        if not found.isfinite().all():
+        if not found.isfinite().all() and not torch.equal(found, pattern):  # as a mask may be that is made so
             raise ValueError(f"{name} holds numbers that are not finite")
 
 
@@ -2062,8 +2064,6 @@ def check_finite(run, loss):
         kept = f"{run.folder / 'model.pt' if run.folder else 'memory'} keeps the model of step {run.progress.best_step}"
         float16 = getattr(run.config, "dtype", "") == "float16"
         advice = "try --dtype float32" if float16 else "try a lower --learning-rate, or --grad-clip 1"
-        if run.progress.history:
-            run.model.load_state_dict(stored(run, "model.pt")["model"])
         raise UserError(f"the loss is {loss} by step {run.progress.step}: {kept}; {advice}")
 
 

@@ -281,9 +281,9 @@ def unpack(values: Iterable) -> tuple[list[float], tuple]:
     except TypeError:
         raise TypeError(f"{values!r} is not a list: give a list of Values or numbers") from None
     kinds = set(map(type, values := tuple(values)))  # not above: a mistake in a generator is told as it is
-    if Value not in kinds:
-        return [number(v) for v in values], ()
-    if len(kinds) > 1:
+    if kinds != {Value}:
+        if not any(issubclass(kind, Value) for kind in kinds):
+            return [number(v) for v in values], ()
         values = tuple(map(as_value, values))
     return [v.data for v in values], values
 

@@ -533,7 +533,7 @@ def test_the_command_line_and_the_library_are_one(trained, tmp_path, capsys):
 
 LIBRARY_MISTAKES = {
     "unknown characters": (lambda run, folder: run.generate("77"), "unknown to this model: '7'"),
-    "out of range": (lambda run, folder: run.generate(temperature=-1), "temperature.*at least 0"),
+    "out of range": (lambda run, folder: run.generate(temperature=-1), "temperature.*a number from 0"),
     "too short to score": (lambda run, folder: run.score("a"), "the first.* has nothing before it"),
     "nothing to attend to": (lambda run, folder: run.attention(""), "1 to 16 characters, not 0"),
     "longer than the context": (lambda run, folder: run.attention("Bob saw the cat.\n"), "1 to 16 characters, not 17"),
@@ -1166,8 +1166,8 @@ MISTAKES = {
     "unknown flag": ("--nonsense 3", "--nonsense"),
     "abbreviated flag": ("--max-s 3", "--max-s"),
     "not a number": ("--max-steps many", "many"),
-    "nan": ("-i {text} --learning-rate nan", "finite"),
-    "out of range": ("-i {text} --top-p 1.5", "at most 1"),
+    "nan": ("-i {text} --learning-rate nan", "nan: must be a number from 0"),
+    "out of range": ("-i {text} --top-p 1.5", "from 0 to 1"),
     "unknown preset": ("-i {text} --preset huge", "huge is unknown: choose among"),
     "unknown activation": ("-i {text} --activation swish", "swish"),
     "heads": ("-i {text} --n-embd 18 --n-head 4", "18 does not divide"),

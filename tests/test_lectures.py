@@ -393,6 +393,19 @@ def test_dead_neurons_are_counted():
     assert linear.weight_grad.shape == (4, 4) and torch.equal(tanh.output, before.tanh())
 
 
+def test_a_layer_of_torchs_own_that_has_several_outputs_is_passed_over():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.gru, self.head = makemore.Embedding(5, 4), torch.nn.GRU(4, 4), makemore.Linear(4, 5)
+
+        def forward(self, idx):
+            return self.head(self.gru(self.token(idx))[0])
+
+    _, rows = makemore.inspect_layers(Own(), torch.arange(4)[None], torch.arange(4)[None])
+    assert [row.name for row in rows] == ["token", "head"]
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_diagnose_draws_for_every_network(pictures, cli, tmp_path, kind):
     if kind == "ngram":

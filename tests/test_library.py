@@ -516,7 +516,7 @@ def test_sampling_checks_its_settings(module, settings, trained):
     run = trained(module)
     with pytest.raises(module.UserError, match=flag(next(iter(settings)))):
         run.sample(2, **settings) if module is makemore else run.generate("a", 2, **settings)
-    with pytest.raises(module.UserError, match="-1: must be at least 0"):
+    with pytest.raises(module.UserError, match="-1: must be a number from 0"):
         run.sample(-1) if module is makemore else run.generate("a", -1)
     with pytest.raises(module.UserError, match="unknown to this model: 'É'"):
         run.sample(1, prefix="É") if module is makemore else run.generate("É", 1)
@@ -726,7 +726,56 @@ def test_a_training_that_came_to_nothing_leaves_the_best_model(module, work_dir)
     wanted = answers(run)
     with pytest.raises(module.UserError, match=f"the loss is .* keeps the model of step {run.progress.best_step}"):
         run.train(max_steps=60, learning_rate=1e30)
-    assert answers(run) == wanted
+    assert answers(run) == wanted and not run.model.training
+    run.save("saved")
+    assert answers(module.load("saved")) == wanted
+
+
+@both
+@pytest.mark.parametrize("work_dir", ["out", None])
+def test_a_training_that_was_broken_off_or_could_not_be_saved_goes_on(module, work_dir, monkeypatch):
+    """From the state that was saved last, whatever it was that failed."""
+    whole, run = train(module, max_steps=9, decay_steps=9), train(module, max_steps=3, decay_steps=9, work_dir=work_dir)
+    saved = answers(run)
+    for broken in ("pack" if work_dir else "snapshot", "learning_rate", "glimpse"):
+        with monkeypatch.context() as patch, pytest.raises((module.UserError, KeyboardInterrupt)):
+            error = module.UserError("the disk is full") if broken == "pack" else KeyboardInterrupt
+            patch.setattr(module, broken, lambda *_, error=error: (_ for _ in ()).throw(error))
+            run.train(max_steps=9)
+        assert run.progress.step == 3 and len(run.progress.samples) == len(run.progress.history)
+        assert answers(run) == saved
+    assert same(weights(run.train(max_steps=9)), weights(whole))
+
+
+@both
+def test_a_mask_of_minus_infinity_in_a_model_of_ones_own_is_no_fault_of_its_file(module, monkeypatch):
+    rows, kind = (module.MODELS, "bigram") if module is makemore else (module.PRESETS, "bigram")
+
+    class Masked(rows[kind].model):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+
+    monkeypatch.setitem(rows, kind, module.replace(rows[kind], model=Masked))
+    train(module, kind=kind, max_steps=3, work_dir="out")
+    assert module.load("out").train(max_steps=6).progress.step == 6
+    broken = checkpoint("out", "model.pt")
+    broken["model"]["mask"][0, 0] = math.inf
+    torch.save(broken, "out/model.pt")
+    with pytest.raises(module.UserError, match="not finite"):
+        module.load("out")
+
+
+def test_a_loaded_run_is_measured_as_before():
+    run = train(gpt, max_steps=3, eval_interval=1, work_dir="out", eval_chars=20)
+    assert gpt.load("out").evaluate() == run.evaluate() != gpt.load("out", eval_chars=0).evaluate()
+
+
+@both
+def test_other_settings_are_refused_in_any_spelling(module):
+    run = train(module, max_steps=2)
+    with pytest.raises(module.UserError, match="only settings of training, not n_embd"):
+        run.train(**{"n-embd": 9})
 
 
 @both

@@ -339,6 +339,17 @@ def test_fan_out_accumulates():
     assert both(f, f, -2.0, 3.0)[0] == both(f, f, -2.0, 3.0)[1] == [-6.0, -3.0, -8.0]
 
 
+def test_a_class_of_ones_own_that_is_a_value_is_one_among_others_too():
+    class Named(Value):
+        pass
+
+    for values in ([Named(1.0), Named(2.0)], [Named(1.0), Value(2.0)], [Named(1.0), 2.0]):
+        for loss in (mean(values), total(values) / 2, dot([0.5, 0.5], values)):
+            values[0].grad = 0.0
+            loss.backward()
+            assert (loss.data, values[0].grad) == (1.5, 0.5)
+
+
 def test_leaves_accumulate_and_results_start_fresh():
     """torch: a second backward adds to the leaves; a stale inner gradient would give 108 or 72 here, not 36."""
     a = Value(3.0)

@@ -1210,7 +1210,7 @@ COMMANDS = [  # trainer, what is asked for, what it says on stderr
     (makemore, "-i {data} -o {tmp}/out --type ngram --find-lr", "ngram counts, and has no learning rate"),
     (makemore, "-i {data} -o {tmp}/out -l 1e39", "--learning-rate 1e"),
     (gpt, "-i {data} -o {tmp}/out -l 1e39", "--learning-rate 1e"),
-    (makemore, "-i {data} -o {tmp}/out -l 1e400", "--learning-rate inf: must be a finite number"),
+    (makemore, "-i {data} -o {tmp}/out -l 1e400", "--learning-rate inf: must be a number from 0"),
     (makemore, f"-i {{data}} -o {{tmp}}/out --max-steps {NINES}", "--max-steps 999"),
     (gpt, f"-i {{data}} -o {{tmp}}/out --max-steps {NINES}", "--max-steps 999"),
     (makemore, f"-i {{data}} -o {{tmp}}/out --max-steps {NINES * 20}", "--max-steps"),
@@ -1219,7 +1219,7 @@ COMMANDS = [  # trainer, what is asked for, what it says on stderr
     (gpt, "-i {data} -o {tmp}/out --weight-decay 1e39", "--weight-decay"),
     (makemore, "-i {data} -o {tmp}/out --n-embd 65536", TOO_LARGE),
     (gpt, "-i {data} -o {tmp}/out --n-embd 65536", TOO_LARGE),
-    (gpt, "-i {data} -o {tmp}/out --n-layer 1000000", "--n-layer 1000000: must be at most 1024"),
+    (gpt, "-i {data} -o {tmp}/out --n-layer 1000000", "--n-layer 1000000: must be a number from 1 to 1024"),
 ]
 
 
