@@ -902,9 +902,8 @@ def begin(run, settings):
     losses = restore(run, stored(run, "last.pt")) if run.progress.history else ()
     run.micro_batches = micro_batches(c, len(run.vocab), run.plan.free, run.processes.size)
     run.peak = measure_peak(run.plan) if run.console.verbose else math.inf
-    run.net = run.model.train()
-    if run.plan.compile:
-        run.net = try_compile(run)
+    run.model.train()
+    run.net = try_compile(run) if run.plan.compile else run.model
     if run.processes.size > 1:
         run.net = nn.parallel.DistributedDataParallel(run.net)
     run.console.start_clock(losses)
@@ -1353,6 +1352,8 @@ def set_aside(run, folder):
     """
     previous, files = folder / "previous", [name for name in FILES if run.source or name != "input.txt"]
     killed = (previous / "last.pt").exists() and not (folder / "last.pt").exists()
+    if killed and (previous / "model.pt").exists() and (folder / "model.pt").exists():  # which may never have had one
+        killed = len(load_checkpoint(folder / "model.pt")["progress"]["history"]) == 1
     there = [name for name in files if (folder / name).exists()]
     if (killed and (previous / "model.pt").exists()) or not there:
         return
@@ -1604,8 +1605,7 @@ class Card:
         return f"{self.name} ({self.capability[0]}.{self.capability[1]})"
 
 
-# What torch sees: why it cannot use CUDA at all (or ""); what happens when a device is used, see `try_device`; is there
-# Metal; what tells, where that matters, whether the processor is faster in bfloat16
+# What torch sees; trial: see `try_device`; no_cuda: why not at all; bf16: whether the processor is faster with it
 Machine = namedtuple("Machine", "cards trial version no_cuda mps bf16", defaults=("", False, bool))
 
 
@@ -2014,11 +2014,11 @@ def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
 
 
 def command(run):
-    """The command line that makes such a run again."""
+    """The command line that makes such a run again; bytes in a file's name that are no letters as '?'."""
     c, groups = asdict(run.config), ("data", "model", "training")
     usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
     chosen = {n: c[n] for n, group in GROUP.items() if group in groups and c[n] != usual[n]}
-    return " ".join([f"python {PROGRAM}.py", *map(shlex.join, as_flags(chosen))])
+    return " ".join([f"python {PROGRAM}.py", *map(shlex.join, as_flags(chosen))]).encode("utf-8", "replace").decode()
 
 
 def plot_losses(run):
@@ -2036,7 +2036,7 @@ def plot_losses(run):
         ax.plot(steps, held_out, color=RED, label=name)
         ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":", label=f"ln {len(run.vocab)}: knows nothing")
         ax.plot(p.best_step, p.best_loss, "o", color=RED, markersize=5)
-        kind, file = getattr(run.config, KIND), Path(run.config.input_file).name
+        kind, file = getattr(run.config, KIND), Path(run.config.input_file).name.encode("utf-8", "replace").decode()
         ax.set_title(f"{kind} on {file}: best {name} {p.best_loss:.4f} at step {p.best_step}")
         ax.set(xlabel="step", ylabel="nats per character")
 

@@ -240,8 +240,7 @@ class Windows(Lines):
         self.gap = block_size
         super().__init__(lines, vocab, device)
         is_char = self.stream != 0
-        # a target is a character, or the zero right after one, which ends the line; other zeros are gap
-        is_target = is_char[block_size:] | is_char[block_size - 1 : -1]
+        is_target = is_char[block_size:] | is_char[block_size - 1 : -1]  # a character, or the 0 after it: a line's end
         self.first = is_target.nonzero()[:, 0]  # where each example's window begins
         self.windows = self.stream.unfold(0, block_size + 1, 1)  # (N, block_size + 1), a view of the stream
         self.ends = torch.cumsum(self.lengths + 1, 0)  # the number of examples up to the end of each line
@@ -1779,6 +1778,8 @@ def set_aside(run, folder):
     """
     previous, files = folder / "previous", [name for name in FILES if run.source or name != "input.txt"]
     killed = (previous / "last.pt").exists() and not (folder / "last.pt").exists()
+    if killed and (previous / "model.pt").exists() and (folder / "model.pt").exists():  # which may never have had one
+        killed = len(load_checkpoint(folder / "model.pt")["progress"]["history"]) == 1
     there = [name for name in files if (folder / name).exists()]
     if (killed and (previous / "model.pt").exists()) or not there:
         return
@@ -1840,8 +1841,7 @@ PATTERN = dict(  # what `snapshot` makes, see `compare`
 def snapshot(run):
     """All that is needed to go on as if nothing had happened, or to sample from the folder alone, as one plain dict."""
     kept = dict(config=asdict(run.config), progress=asdict(run.progress), losses=run.console.carried())
-    file = run.data.places[0] if run.data.places else ""
-    data = dict(vocab=run.vocab.chars, longest=run.data.longest, digest=run.data.digest, file=file)
+    data = dict(vocab=run.vocab.chars, longest=run.data.longest, digest=run.data.digest, file=[*run.data.places, ""][0])
     weights = dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict() if run.optimizer else {})
     members = {"members": [snapshot(member) for member in run.model.runs]} if hasattr(run.model, "runs") else {}
     return {"program": PROGRAM, **kept, **data, **weights, **members}
@@ -2220,11 +2220,11 @@ def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
 
 
 def command(run):
-    """The command line that makes such a run again."""
+    """The command line that makes such a run again; bytes in a file's name that are no letters as '?'."""
     c, groups = asdict(run.config), ("data", "model", "training")
     usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
     chosen = {n: c[n] for n, group in GROUP.items() if group in groups and c[n] != usual[n]}
-    return " ".join([f"python {PROGRAM}.py", *map(shlex.join, as_flags(chosen))])
+    return " ".join([f"python {PROGRAM}.py", *map(shlex.join, as_flags(chosen))]).encode("utf-8", "replace").decode()
 
 
 def plot_losses(run):
@@ -2242,7 +2242,7 @@ def plot_losses(run):
         ax.plot(steps, held_out, color=RED, label=name)
         ax.axhline(uniform, color="0.6", linewidth=0.8, linestyle=":", label=f"ln {len(run.vocab)}: knows nothing")
         ax.plot(p.best_step, p.best_loss, "o", color=RED, markersize=5)
-        kind, file = getattr(run.config, KIND), Path(run.config.input_file).name
+        kind, file = getattr(run.config, KIND), Path(run.config.input_file).name.encode("utf-8", "replace").decode()
         ax.set_title(f"{kind} on {file}: best {name} {p.best_loss:.4f} at step {p.best_step}")
         ax.set(xlabel="step", ylabel="nats per character")
 

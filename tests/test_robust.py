@@ -423,6 +423,32 @@ def test_an_encoded_text_that_is_cut_while_it_is_read_is_told_in_one_line(left, 
 
 
 @both
+@pytest.mark.parametrize("what", ["a model alone", "a mixture"])
+def test_a_model_that_never_had_a_last_pt_is_set_aside_too(trainer, what, run, data, tmp_path):
+    """Although previous/ is whole, as it is after a kill in the first save of a run."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for seed in (1, 2):
+        assert run(trainer, *training(trainer, data, out, seed=seed))[::2] == (0, "")
+    (out / "last.pt").unlink()
+    if what == "a mixture" and trainer is makemore:
+        assert run(trainer, *training(trainer, data, elsewhere))[::2] == (0, "")
+        assert run(trainer, "--mix", elsewhere, "-o", out)[::2] == (0, "")
+    raw = (out / "model.pt").read_bytes()
+    assert run(trainer, *training(trainer, data, out, seed=3))[::2] == (0, "")
+    assert (out / "previous/model.pt").read_bytes() == raw and not (out / "previous/last.pt").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name is text")
+def test_a_file_whose_name_is_no_text_is_drawn_all_the_same(pictures, run, data, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    shutil.copy(data, path)
+    for trainer in (makemore, gpt):
+        assert run(trainer, *training(trainer, os.fsdecode(path), tmp_path / "out"))[::2] == (0, "")
+        assert (tmp_path / "out/loss.png").stat().st_size > 9000
+        shutil.rmtree(tmp_path / "out")
+
+
+@both
 def test_training_again_moves_what_was_there_and_says_so(trainer, run, trained, data, other):
     folder = trained(trainer)
     (folder / "notes.txt").write_text("mine")
