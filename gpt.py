@@ -860,7 +860,7 @@ def open_run(checkpoint, given, verbose=False, text=None):
         model = build(config, len(vocab))
         model.load_state_dict(checkpoint["model"])
     run = Run(config, data, model.eval(), plan, verbose)
-    run.progress, run.kept = progress, checkpoint["progress"]
+    run.progress, run.kept = progress, asdict(progress)
     return run
 
 
@@ -876,7 +876,7 @@ def learning(run, settings):
                     yield stop
                 run.processes.sum(0)  # a barrier: rank 0 has written everything
             finally:  # also where it broke off: the run is what was saved last, and its model the best
-                run.progress = Progress(**run.kept)
+                run.progress = Progress(**copy.deepcopy(run.kept))
                 if run.kept:
                     best = stored(run, "model.pt")
                     with fitting():

@@ -1423,7 +1423,7 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
             model = build(config, len(data.vocab))
             model.load_state_dict(weights)
     run = Run(config, data, model.eval(), verbose)
-    run.progress, run.kept = progress, checkpoint["progress"]
+    run.progress, run.kept = progress, asdict(progress)
     return run
 
 
@@ -1449,7 +1449,7 @@ def learning(run, settings):
                 with StopOnSignal() as stop:
                     yield stop
             finally:  # also where it broke off: the run is what was saved last, and its model the best
-                run.progress = Progress(**run.kept)
+                run.progress = Progress(**copy.deepcopy(run.kept))
                 if run.kept:
                     best = stored(run, "model.pt")
                     with fitting():

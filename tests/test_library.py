@@ -748,6 +748,21 @@ def test_a_training_that_was_broken_off_or_could_not_be_saved_goes_on(module, wo
 
 
 @both
+def test_a_model_that_was_saved_untrained_begins_anew_after_its_first_row_failed(module, monkeypatch, tmp_path):
+    (tmp_path / "data.txt").write_text("\n".join(NAMES) if module is makemore else PLAY)
+    wanted = train(module, tmp_path / "data.txt", max_steps=3)
+    given = module.check_settings(dict(**tiny(module), input_file="data.txt", max_steps=3))
+    module.start_run(given).save("out")
+    run = module.load("out")
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, "pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            run.train()
+        assert run.progress == module.Progress()
+    assert same(weights(run.train()), weights(wanted))
+
+
+@both
 def test_a_mask_of_minus_infinity_in_a_model_of_ones_own_is_no_fault_of_its_file(module, monkeypatch):
     rows, kind = (module.MODELS, "bigram") if module is makemore else (module.PRESETS, "bigram")
 
