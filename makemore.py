@@ -1419,9 +1419,9 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
             compare("the model", weights, {"weights": weights["weights"].new_zeros(len(members))})
             model = Mixture(members, weights["weights"])
         else:
+            config.block_size = MODELS[config.type].model.context(config, data.longest)
             compare("the model", weights, sketch(config, len(data.vocab)))
-            model = build(config, len(data.vocab))
-            model.load_state_dict(weights)
+            (model := build(config, len(data.vocab))).load_state_dict(weights)
     run = Run(config, data, model.eval(), verbose)
     run.progress, run.kept = progress, asdict(progress)
     return run

@@ -213,6 +213,15 @@ def test_weights_that_are_not_finite_are_refused_for_every_type(kind, tmp_path):
         makemore.load(tmp_path)
 
 
+def test_a_context_length_that_counts_do_not_read_may_be_anything(tmp_path):
+    run = makemore.train(LINES, type="ngram", n=3, work_dir=tmp_path)
+    checkpoint = torch.load(tmp_path / "model.pt", weights_only=True)
+    checkpoint["config"]["block_size"] = 10**24
+    torch.save(checkpoint, tmp_path / "model.pt")
+    loaded = makemore.load(tmp_path)
+    assert loaded.sample(3) == run.sample(3) and loaded.config.block_size == 2
+
+
 @pytest.mark.parametrize("tied, std", [(True, 0.02), (False, 0.3)])
 def test_first_weights_of_a_gpt(tied, std):
     config = gpt.configure({**TINY[gpt], "n_embd": 64, "tied": tied})
