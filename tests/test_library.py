@@ -516,7 +516,7 @@ def test_sampling_checks_its_settings(module, settings, trained):
     run = trained(module)
     with pytest.raises(module.UserError, match=flag(next(iter(settings)))):
         run.sample(2, **settings) if module is makemore else run.generate("a", 2, **settings)
-    with pytest.raises(module.UserError, match="-1: must be a number from 0"):
+    with pytest.raises(module.UserError, match="-1: must be a number from 0 to 1e"):
         run.sample(-1) if module is makemore else run.generate("a", -1)
     with pytest.raises(module.UserError, match="unknown to this model: 'É'"):
         run.sample(1, prefix="É") if module is makemore else run.generate("É", 1)

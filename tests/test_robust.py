@@ -1236,7 +1236,7 @@ COMMANDS = [  # trainer, what is asked for, what it says on stderr
     (makemore, "-i {data} -o {tmp}/out --type ngram --find-lr", "ngram counts, and has no learning rate"),
     (makemore, "-i {data} -o {tmp}/out -l 1e39", "--learning-rate 1e"),
     (gpt, "-i {data} -o {tmp}/out -l 1e39", "--learning-rate 1e"),
-    (makemore, "-i {data} -o {tmp}/out -l 1e400", "--learning-rate inf: must be a number from 0"),
+    (makemore, "-i {data} -o {tmp}/out -l 1e400", "--learning-rate inf: must be a number from 0 to 1e.30"),
     (makemore, f"-i {{data}} -o {{tmp}}/out --max-steps {NINES}", "--max-steps 999"),
     (gpt, f"-i {{data}} -o {{tmp}}/out --max-steps {NINES}", "--max-steps 999"),
     (makemore, f"-i {{data}} -o {{tmp}}/out --max-steps {NINES * 20}", "--max-steps"),

@@ -213,6 +213,12 @@ def test_weights_that_are_not_finite_are_refused_for_every_type(kind, tmp_path):
         makemore.load(tmp_path)
 
 
+@both
+def test_numbers_that_are_not_finite_are_told_where_a_model_is_only_sketched(module):
+    with pytest.raises(ValueError, match="the weight holds numbers that are not finite"):
+        module.compare("the weight", torch.tensor([math.inf]), torch.zeros(1, device="meta"))
+
+
 def test_a_context_length_that_counts_do_not_read_may_be_anything(tmp_path):
     run = makemore.train(LINES, type="ngram", n=3, work_dir=tmp_path)
     checkpoint = torch.load(tmp_path / "model.pt", weights_only=True)
