@@ -48,7 +48,7 @@ from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 
-# Before torch is loaded: its threads shall sleep while they wait for each other, and Ctrl-C reach Python on Windows
+# Set before torch is loaded: its threads then sleep while waiting for others, and Ctrl-C reaches Python on Windows
 os.environ |= {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1", "FOR_DISABLE_CONSOLE_CTRL_HANDLER": "1", **os.environ}
 
 import numpy as np
@@ -85,7 +85,7 @@ class Config:
     n_layer: int = setting("model", None, "number of layers", low=1, high=1024)
     n_head: int = setting("model", None, "number of attention heads", low=1, high=1024)
     n_embd: int = setting("model", None, "channels of the embedding, and throughout", low=1, high=65_536)
-    lookback: int = setting("model", None, "how many last characters' embeddings are summed (GPT-2: 1)", low=1, high=64)
+    lookback: int = setting("model", None, "sum the embeddings of the last N characters (GPT-2: 1)", low=1, high=64)
     positions: str = setting("model", None, "how heads know distances (GPT-2: learned)", choices=("rotary", "learned"))
     activation: str = setting("model", None, "what makes the MLP non-linear (GPT-2: gelu)", choices=("relu2", "gelu"))
     tied: bool = setting("model", None, "the head shares the token embedding's weights (GPT-2: yes)")
@@ -93,26 +93,26 @@ class Config:
 
     max_steps: int = setting("training", 2000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
     batch_size: int = setting("training", 24, "contexts per step, of all processes together", "-b", low=1, high=10**6)
-    grad_accum: int = setting("training", 0, "micro-batches that each process's share is cut into (0: as memory needs)")
+    grad_accum: int = setting("training", 0, "micro-batches per step in each process (0: as many as memory requires)")
     learning_rate: float = setting("training", 0.03, "peak learning rate", "-l", high=1e30)
     weight_decay: float = setting("training", 0.0, "decoupled weight decay of the matrices", "-w")
-    optimizer: str = setting("training", None, "how gradients become steps", choices=("muon", "adamw"), fixed=True)
-    schedule: str = setting("training", "linear", "path of the rate", choices=("cosine", "linear", "step", "constant"))
+    optimizer: str = setting("training", None, "update rule", choices=("muon", "adamw"), fixed=True)
+    schedule: str = setting("training", "linear", "decay of the rate", choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = setting("training", 0, "steps in which the learning rate climbs to its peak")
     decay_steps: int = setting("training", 0, "where the schedule ends (0: --max-steps, or the preset's if more)")
-    grad_clip: float = setting("training", 0.0, "longest gradient allowed, as a norm (0: any)")
-    patience: int = setting("training", 0, "stop after so many evaluations without a new best (0: never)")
+    grad_clip: float = setting("training", 0.0, "largest gradient norm allowed (0: no clipping)")
+    patience: int = setting("training", 0, "stop after this many evaluations without a new best (0: never)")
     eval_interval: int = setting("training", 0, "steps between evaluations (0: a tenth of the run)")
     quiet: bool = setting("training", False, "no samples between the rows")
-    threads: int = setting("training", 0, "threads of the processor (0: as many as pay)", high=1024)
-    seed: int = setting("training", 1337, "of weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
+    threads: int = setting("training", 0, "CPU threads (0: as many as help)", high=1024)
+    seed: int = setting("training", 1337, "seeds weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
 
     num_samples: int = setting("sampling", 1, "how many texts to write", high=10**6)
     max_new_tokens: int = setting("sampling", 500, "characters per text")
-    temperature: float = setting("sampling", 0.8, "below 1 tamer than the model, above 1 wilder; 0: the likeliest")
+    temperature: float = setting("sampling", 0.8, "below 1 more cautious, above 1 bolder; 0: always the likeliest")
     top_k: int = setting("sampling", 0, "choose among the k likeliest characters only (0: all)", low=-1)
     top_p: float = setting("sampling", 1.0, "choose among the likeliest that make up this probability", high=1)
-    stop: str = setting("sampling", "", "end a text with this, where it comes", what="TEXT")
+    stop: str = setting("sampling", "", "end a text after the first occurrence of this", what="TEXT")
     prompt: str = setting("sampling", "", "text to go on from, or FILE:path to read it", "--prefix", what="TEXT")
 
     work_dir: str = setting("run", "", "folder for checkpoints, log and figures [out]", "-o", what="FOLDER")
@@ -299,7 +299,7 @@ class ChannelDropout(nn.Dropout1d):
 class Block(nn.Module):
     """Attention between the positions, then an MLP at each; both are added to their input (residual connections).
 
-    Each sees its input with mean 0 and a learned scale (Ba et al. 2016), so that none has to care how large it grew.
+    Each input is first normalised to mean 0 and a learned scale (Ba et al. 2016), however large it has grown.
     """
 
     def __init__(self, config, rotary):
@@ -361,10 +361,10 @@ class GPT(nn.Module):
         return Cache(torch.full((batch_size, len(self.earlier)), self.padding, device=device), layers)
 
     def embed(self, past, start):
-        """Tokens (B, lookback - 1 + T) -> (B, T, C): a sum of embeddings, of each of the last `lookback` characters.
+        """Tokens (B, lookback - 1 + T) -> (B, T, C): the sum of the embeddings of the last `lookback` characters.
 
-        What stands two characters back need not be fetched by attention first: with this, the first layer already
-        knows the word it is in (after the smear and n-gram embeddings of the nanoGPT speed runs, 2025).
+        Attention need not first fetch what stands two characters back: the first layer already knows the word it is in
+        (after the smear and n-gram embeddings of the nanoGPT speed runs, 2025).
         """
         n = len(self.earlier)
         x = self.token(past[:, n:])
@@ -427,7 +427,7 @@ PRESETS = {
 
 
 def cross_entropy(logits, targets, reduction="mean"):
-    """Negative log-likelihood of the targets in nats: tokens, of which -1 do not count, or probabilities (..., V)."""
+    """Negative log-likelihood of the targets in nats. Targets are tokens (-1 is ignored) or probabilities (..., V)."""
     rows = logits.flatten(0, -2), targets.flatten(0, logits.ndim - 2)  # (N, V), and (N,) or (N, V)
     return F.cross_entropy(*rows, ignore_index=-1, reduction=reduction)
 
@@ -436,7 +436,7 @@ def cross_entropy(logits, targets, reduction="mean"):
 def inference(model):
     """A context: eval mode and no gradients; afterwards the mode is as before."""
     was_training = model.training
-    if was_training:  # to tell all layers what they know already would cost a fifth of each character that is written
+    if was_training:  # only if needed: visiting every layer would take a fifth of the time per character written
         model.eval()
     try:
         with torch.no_grad():
@@ -483,8 +483,8 @@ def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
 def continuation(model, idx, config):
     """Yield the next tokens (B,) of the texts idx (B, T), config.max_new_tokens times.
 
-    With a cache a character costs one position's work. A context that is full starts afresh with its latter half, so
-    that the model always sees between half and all of its block_size; one that has no cache sees the very same.
+    With a cache, each character costs one position's work. A full context is cut to its second half and starts afresh,
+    so the model always sees between half and all of its block_size; a model without a cache sees exactly the same.
     """
     device, size = next(model.parameters()).device, config.block_size
     generator = torch.Generator().manual_seed(config.seed)
@@ -632,12 +632,12 @@ class Run:
         self.console.row(improved)
 
     def save(self, folder):
-        """Write the model as it stands into a folder, from which `load` brings it back, to use or to train on."""
+        """Write the model as it is now into a folder, from which `load` restores it for use or further training."""
         save_run(self, folder)
 
     @classmethod
     def load(cls, work_dir, name="model.pt", verbose=False, **settings):
-        """The run that a folder holds, to write, score, evaluate or train on; settings by keyword as for `train`."""
+        """The run in a folder, to write, score, evaluate or train further; settings by keyword, as for `train`."""
         given = check_settings({**settings, "work_dir": work_dir})
         return open_run(load_checkpoint(Path(work_dir) / name), given, verbose)
 
@@ -656,12 +656,12 @@ def drawn(n, batch_size, step, seed):
 
 @lru_cache(maxsize=1)
 def shuffled(n, seed, epoch):
-    """The numbers below n, each once, in this epoch's own order: drawn with repetition, a third would not come."""
+    """The numbers below n, each once, in this epoch's own order: drawn with replacement, a third would be missed."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def reseed(device, seed):
-    """What is drawn from now on, weights or dropout, is as the seed says. (Telling idle devices takes far longer.)"""
+    """Seed all draws from now on, of weights or dropout. (Seeding idle devices as well would take far longer.)"""
     (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
 
 
@@ -709,9 +709,9 @@ POLAR_EXPRESS = (
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024): every direction in a matrix moves by the same amount.
 
-    A gradient's few large singular values drown the small ones, through which what is rare is learned. For the matrices
-    inside a network only; embeddings, gains and the head are AdamW's. The matrices of one shape go through the products
-    together, in the arithmetic of the layers.
+    A gradient's few large singular values drown out the small ones, through which rare things are learned. Only for the
+    matrices inside a network: AdamW trains embeddings, gains and the head. Matrices of one shape are orthogonalised as
+    one batch, in the dtype of the layers.
     """
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.9):
@@ -802,10 +802,10 @@ def attention_maps(model, idx):
 def train(data=None, verbose=False, **settings):
     """Train a model and return its Run.
 
-    `data` is a file, or the text itself: a string with a line break in it. The settings are the flags by name and pass
-    the same checks: UserError, which is a ValueError, says what is wrong with one. Nothing is written unless work_dir
-    names a folder (so a text of any size has to fit in memory), nothing is printed unless `verbose`. Ctrl-C ends the
-    training in order; what was learned so far comes back, and run.train() goes on.
+    `data` is a file, or the text itself: a string with a line break in it. Settings are named like the flags and pass
+    the same checks; a UserError, which is a ValueError, says what is wrong. Nothing is written unless work_dir names a
+    folder (without one, the text has to fit in memory); nothing is printed unless `verbose`. Ctrl-C stops the training
+    cleanly: the run so far is returned, and run.train() continues it.
     """
     if isinstance(data, os.PathLike) or (isinstance(data, str) and "\n" not in data and len(data) < 4096):
         settings["input_file"], data = data, None
@@ -835,7 +835,7 @@ def start_run(given, verbose=False, text=None):
     config = configure(given, trained, verbose)
     sketch(config, 2)  # an impossible shape is told before the text is read
     if text is not None:  # the folder keeps what no file holds
-        config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
+        config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / KEPT[0]))
     chars = checkpoint["vocab"] if checkpoint else ""
     data = prepare_text(config, plan, Text([], Vocab(chars), places=[config.input_file]), text)
     sketch(config, len(data.vocab))
@@ -866,7 +866,7 @@ def open_run(checkpoint, given, verbose=False, text=None):
 
 @contextlib.contextmanager
 def learning(run, settings):
-    """A context for training: the folder is this run's alone, Ctrl-C a request to stop; it ends at its best."""
+    """A context for training: it locks the folder, makes Ctrl-C a request to stop, and ends with the best model."""
     threads = torch.get_num_threads()
     with locked(run.folder) if run.folder and run.processes.rank == 0 else contextlib.nullcontext():
         try:
@@ -910,7 +910,7 @@ def begin(run, settings):
 
 
 def wishes(run, prompt, length=None, **settings):
-    """The settings with these of sampling, the prompt that they name, and that as tokens (T,)."""
+    """The settings updated with these sampling settings, the prompt they name, and its tokens (T,)."""
     c = replace(run.config, **check_settings(dict(settings, prompt=prompt, max_new_tokens=length), group="sampling"))
     return c, *read_prompt(c.prompt, run.vocab)
 
@@ -1048,7 +1048,7 @@ def mode_of(given):
 
 
 def heeded(given, kind, verbose):
-    """The settings given that this mode and this kind of model read; one line names the others, and who reads them."""
+    """The given settings that this mode and kind of model use; one line names the others, and what does use them."""
     mode, ignored = mode_of(given), {}
     for name in given:
         if name not in reads(mode):
@@ -1106,7 +1106,7 @@ def build(config, vocab_size):
 
 CHUNK = 2**22  # bytes in memory at a time while a text is read
 MAX_CHARS = 65_536  # distinct ones: more than any text has, and two bytes hold them
-KEPT = ("input.txt", TOKENS := "tokens.bin")  # what a work folder may hold of its text
+KEPT = ("trained_on.txt", "input.txt", TOKENS := "tokens.bin")  # a text in a work folder; the second: until 2026
 MAX_PARAMETERS = 10**9  # take 16 GB to train
 
 
@@ -1144,7 +1144,7 @@ def read_chunks(path):
 
 def places(checkpoint, config, given):
     """Where the text of a checkpoint may be: as named now, or where it was when it was trained on, or in the folder."""
-    kept = [str(Path(config.work_dir) / name) for name in KEPT]
+    kept = [str(path) for name in KEPT if (path := Path(config.work_dir) / name).exists()]
     paths = [given["input_file"]] if "input_file" in given else [checkpoint["file"], config.input_file, *kept]
     return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
 
@@ -1152,7 +1152,7 @@ def places(checkpoint, config, given):
 def gone(paths):
     """Why none of these files is the one that a model was trained on."""
     words = (f"there is no {p}" if p and not os.path.isfile(p) else f"{p or 'the text'} has changed" for p in paths)
-    return ", ".join(words)
+    return ", ".join(words) or "there is no text in the folder"
 
 
 def survey(path, more_chars=""):
@@ -1212,7 +1212,7 @@ class TokenFile(Text):
         self.file.close()
 
     def rows(self, starts, length):
-        """Read instead of mapped: pages of a map count as memory, and a file that was cut under a map is a crash."""
+        """Read, not memory-mapped: mapped pages count as memory, and truncating a mapped file crashes the process."""
         size, pieces = self.tokens.itemsize, []
         for start in np.asarray(starts).tolist():
             self.file.seek(self.offset + size * start)
@@ -1233,7 +1233,7 @@ def text_in_memory(path, more_chars, text):
 
 
 def check_text(config, n, vocab):
-    """Raise UserError where a text of n characters is too short or has too many kinds; or the prompt has others."""
+    """Raise UserError if a text of n characters is too short, or has too many distinct ones, or the prompt new ones."""
     name, n1 = config.input_file or "the text", int(0.9 * n)
     if len(vocab) > MAX_CHARS:  # a row for each would take all memory
         raise UserError(f"{name} has {len(vocab):,} distinct characters, the limit is {MAX_CHARS:,}: is it text?")
@@ -1244,10 +1244,10 @@ def check_text(config, n, vocab):
 
 
 def prepare_text(config, plan, wanted, text=None):
-    """Check text and settings against each other, then make the work folder and encode what is not yet. Return a Text.
+    """Check text and settings against each other, then make the work folder and encode the text if needed; return it.
 
-    `wanted` has no tokens, but tells the places where they may be, the digest ("": any) and the characters of an
-    alphabet, to which others may be added where the digest is any; or the text is given.
+    `wanted` has no tokens; it says where they may be found, the digest to match ("": any) and the known characters, to
+    which others may be added if any digest will do. `text`, if given, is used instead of a file.
     """
     processes, chars, digest, tokens = plan.processes, wanted.vocab.chars, wanted.digest, Path(config.work_dir) / TOKENS
     check_shares(config, processes.size)
@@ -1295,7 +1295,7 @@ def read_prompt(prompt, vocab):
 def write_atomic(path, pieces, ready=lambda: None):
     """Write bytes to path: at any moment the old file or the new one is there, whole. `ready` is called in between."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # what a kill leaves of it, the next to write there takes
+    temporary = path.with_name(f".{path.name}.tmp")  # if a kill leaves it behind, the next write reuses it
     try:
         with open(temporary, "wb") as f:
             f.writelines(pieces)
@@ -1311,7 +1311,7 @@ def write_atomic(path, pieces, ready=lambda: None):
 
 
 def move(source, target):
-    """Put a file in the place of another; on Windows, where nobody may be reading that, try again for a second."""
+    """Replace a file by another; on Windows, where this fails while the target is open, retry for a second."""
     for _ in range(9 if os.name == "nt" else 0):
         with contextlib.suppress(PermissionError):
             return os.replace(source, target)
@@ -1347,22 +1347,22 @@ def locked(folder):
 def set_aside(run, folder):
     """Move what an earlier run left in the folder to previous/ inside it, in place of the one before that.
 
-    last.pt is moved first and model.pt last, so a last.pt in previous/ alone tells of a kill: in these moves, which
-    then go on, or in the first save of a run, which does not take the place of one that was whole.
+    last.pt is moved first and model.pt last, so a last.pt in previous/ but not in the folder reveals a kill: during
+    these moves, which then continue, or during a run's first save, which must not replace a complete run in previous/.
     """
-    previous, files = folder / "previous", [name for name in FILES if run.source or name != "input.txt"]
+    previous = folder / "previous"
     killed = (previous / "last.pt").exists() and not (folder / "last.pt").exists()
     if killed and (previous / "model.pt").exists() and (folder / "model.pt").exists():  # which may never have had one
         killed = len(load_checkpoint(folder / "model.pt")["progress"]["history"]) == 1
-    there = [name for name in files if (folder / name).exists()]
+    there = [name for name in FILES if (folder / name).exists()]
     if (killed and (previous / "model.pt").exists()) or not there:
         return
     if there[-1] != "model.pt":  # somebody's own
         raise UserError(f"{folder / there[0]} is there already, and not of this run: name another folder")
     previous.mkdir(exist_ok=True)
-    for name in () if killed else reversed(files):
+    for name in () if killed else reversed(FILES):
         (previous / name).unlink(missing_ok=True)
-    for name in files:
+    for name in FILES:
         held = [] if name.endswith(".pt") else [PermissionError]  # on Windows, a log that somebody looks at stays
         with contextlib.suppress(FileNotFoundError, *held):
             move(folder / name, previous / name)
@@ -1372,7 +1372,7 @@ def set_aside(run, folder):
 
 @contextlib.contextmanager
 def optional():
-    """A context: what cannot be drawn or logged there is told in a line, and the work goes on."""
+    """A context: whatever cannot be drawn or logged in it is reported in one line, and work continues."""
     try:
         yield
     except (ImportError, UserError) as e:
@@ -1388,7 +1388,7 @@ def write_csv(path, columns, rows):
 # ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints: plain dicts, complete in themselves
 
-FILES = ("last.pt", "input.txt", "log.csv", "samples.txt", "loss.png", "attention.png", "surprise.html", "model.pt")
+FILES = ("last.pt", KEPT[0], "log.csv", "samples.txt", "loss.png", "attention.png", "surprise.html", "model.pt")
 LOG_COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr")
 
 
@@ -1428,7 +1428,7 @@ def snapshot(run):
 
 
 def restore(run, checkpoint):
-    """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row that was due."""
+    """Restore what `snapshot` saved, except the settings. Return the losses since the last row that was due."""
     with fitting():
         mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
     if kept[: len(mine)] != mine:  # steps and losses
@@ -1456,7 +1456,7 @@ def keep(run, best):
         if best:
             write_atomic(run.folder / "model.pt", data, partial(set_aside, run, run.folder) if first else lambda: None)
         if first and run.source is not None:
-            write_atomic(run.folder / "input.txt", [run.source])
+            write_atomic(run.folder / KEPT[0], [run.source])
         with optional():
             write_csv(run.folder / "log.csv", LOG_COLUMNS, p.history)
             samples = ([row[0], f"{row[3]:.4f}", text] for row, text in zip(p.history, p.samples, strict=True))
@@ -1479,7 +1479,7 @@ def save_run(run, folder):
         ready = (lambda: None) if own else partial(set_aside, run, folder)
         write_atomic(folder / "model.pt", pack(snapshot(run)), ready)
         if run.source is not None:
-            write_atomic(folder / "input.txt", [run.source])
+            write_atomic(folder / KEPT[0], [run.source])
         if last:
             write_atomic(folder / "last.pt", pack(last))
 
@@ -1558,7 +1558,7 @@ def judged(checkpoint):
 
 
 def optimizer_state(optimizer, state):
-    """A state for `load_state_dict`, compared with that of a step; rates and the like stay those of the optimizer."""
+    """A state for `load_state_dict`, checked against that after one step; the optimizer keeps its own rates etc."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for p in group["params"]:
@@ -1571,7 +1571,7 @@ def optimizer_state(optimizer, state):
 
 
 def sketch(config, vocab_size):
-    """A model's state, without memory if it may be large; {} where that cannot be had. Refuse one that is too large."""
+    """A model's state dict, on the meta device if it may be large; {} if that fails. Refuse one that is too large."""
     numbers = [name for name, f in SETTINGS.items() if GROUP[name] == "model" and f.type is int]
     widest = max(vocab_size, *(getattr(config, name) or 0 for name in numbers if name != "n_layer"))
     small = (config.n_layer or 1) * widest**2 <= 10**7  # torch takes a second to get ready for tensors without memory
@@ -1605,7 +1605,7 @@ class Card:
         return f"{self.name} ({self.capability[0]}.{self.capability[1]})"
 
 
-# What torch sees; trial: see `try_device`; no_cuda: why not at all; bf16: whether the processor is faster with it
+# What torch sees. trial: see `try_device`; no_cuda: why there is no CUDA; bf16: whether the CPU is faster with it
 Machine = namedtuple("Machine", "cards trial version no_cuda mps bf16", defaults=("", False, bool))
 
 
@@ -1663,7 +1663,7 @@ class Plan:
         return torch.autocast(self.device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
 
 
-# Cards before 7.5 are in no torch for CUDA 13. Without --force-reinstall pip finds another build, and leaves it
+# No torch for CUDA 13 supports cards before 7.5. Without --force-reinstall, pip keeps the build already installed
 INSTALL_LEGACY = 'pip install --force-reinstall "torch<2.15" --index-url https://download.pytorch.org/whl/cu126'
 
 
@@ -1677,10 +1677,10 @@ def try_device(device):
 
 
 def plan_device(machine, device="auto", dtype="auto", compile="auto"):
-    """Choose a device, its arithmetic and whether to compile, from facts alone: the tests hold a table of cards to it.
+    """Choose device, dtype and whether to compile, from the arguments alone: the tests check it on a table of cards.
 
-    The best card that works is taken, and no other is touched: whatever uses one takes some of its memory. Raises
-    UserError where a wish cannot be met, with the command that mends it.
+    The best card that works is taken, and no other is touched: any use of a card takes some of its memory. Raises
+    UserError where a request cannot be met, with the command that fixes it.
     """
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (":" in device and not (kind == "cuda" and number.isdecimal())):
@@ -1780,7 +1780,7 @@ def measure_peak(plan, n=1024, clock=time.perf_counter):
 
 @lru_cache(maxsize=1)
 def bfloat16_pays():
-    """Whether this processor multiplies in bfloat16 by itself, and faster so: with AVX-512 alone, Intel's is slower."""
+    """Whether this CPU multiplies natively in bfloat16, and faster than in float32: Intel's AVX-512 alone is slower."""
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return False
     clock = time.perf_counter if os.name == "nt" else time.thread_time  # minds nothing beside it; coarse on Windows
@@ -1790,7 +1790,7 @@ def bfloat16_pays():
 
 
 def in_memory(compute, rows, *given):
-    """[compute(rows, ...)], or where memory ends what it is for both halves of the rows, and so on."""
+    """[compute(rows, ...)]; where memory runs out, the same for each half of the rows, recursively."""
     try:
         return [compute(rows, *given)]
     except (MemoryError, RuntimeError) as e:
@@ -1844,7 +1844,7 @@ def keep_memory():
 
 
 def threads_for(config):
-    """How many threads a training takes: those asked for, or what pays, of one for each core or OMP_NUM_THREADS."""
+    """How many threads to train with: those asked for, or as many as help, up to one per core or OMP_NUM_THREADS."""
     return config.threads or min(ROWS[getattr(config, KIND)].threads, torch.get_num_threads())
 
 
@@ -1994,7 +1994,7 @@ BLUE, RED = "#8fb8de", "#c8553d"
 def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
     """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone.
 
-    Above the axes stands what their labels say, where it hides nothing; below them the command that made the run.
+    The legend is above the axes, where it hides nothing; below them is the command that made the run.
     """
     try:
         import matplotlib.figure
@@ -2014,7 +2014,7 @@ def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
 
 
 def command(run):
-    """The command line that makes such a run again; bytes in a file's name that are no letters as '?'."""
+    """The command line that repeats such a run; undecodable bytes in a file name become '?'."""
     c, groups = asdict(run.config), ("data", "model", "training")
     usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
     chosen = {n: c[n] for n, group in GROUP.items() if group in groups and c[n] != usual[n]}

@@ -46,7 +46,7 @@ from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 
-# Before torch is loaded: its threads shall sleep while they wait for each other, and Ctrl-C reach Python on Windows
+# Set before torch is loaded: its threads then sleep while waiting for others, and Ctrl-C reaches Python on Windows
 os.environ |= {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1", "FOR_DISABLE_CONSOLE_CTRL_HANDLER": "1", **os.environ}
 
 import numpy as np
@@ -73,10 +73,10 @@ def setting(group, default, help, *names, what=None, low=0, high=10**15, choices
 # fmt: off
 @dataclass
 class Config:
-    """All settings of a run. A model's row in MODELS overrides these defaults; None: used only by rows that name it."""
+    """All settings of a run. A model's row in MODELS overrides these defaults; None: used only if the row names it."""
 
     input_file: str = setting("data", "names.txt", "text file with one thing per line (UTF-8)", "-i", what="FILE")
-    dedup: bool = setting("data", False, "drop repeated lines before splitting (changes published losses)", fixed=True)
+    dedup: bool = setting("data", False, "drop repeats before splitting (published losses keep them)", fixed=True)
 
     type: str = setting("model", "transformer", "which model, see the list below", what="TYPE")
     block_size: int = setting("model", None, "context length in characters", low=1, high=65_536)
@@ -84,46 +84,46 @@ class Config:
     n_head: int = setting("model", None, "number of attention heads", low=1, high=1024)
     n_embd: int = setting("model", None, "channels of the embedding (and of the Transformer)", low=1, high=65_536)
     n_embd2: int = setting("model", None, "channels of the hidden layers", low=1, high=65_536)
-    lookback: int = setting("model", None, "how many last characters' embeddings are summed (GPT-2: 1)", low=1, high=64)
+    lookback: int = setting("model", None, "sum the embeddings of the last N characters (GPT-2: 1)", low=1, high=64)
     dropout: float = setting("model", None, "share of activations dropped while training", high=0.99, fixed=False)
     batchnorm: bool = setting("model", None, "BatchNorm before every tanh")
     direct: bool = setting("model", None, "connect the embeddings to the output directly, too")
-    init: str = setting("model", None, "first weights", choices=("kaiming", "torch", "normal", "zeros"))
-    n: int = setting("model", None, "order: context and character together", low=1, high=8)
-    smoothing: str = setting("model", None, "for what was never seen", choices=("kneser-ney", "additive"))
+    init: str = setting("model", None, "initial weights", choices=("kaiming", "torch", "normal", "zeros"))
+    n: int = setting("model", None, "order of the n-gram: context plus next character", low=1, high=8)
+    smoothing: str = setting("model", None, "how unseen n-grams get a probability", choices=("kneser-ney", "additive"))
     strength: float = setting("model", None, "count to add, or factor to Kneser-Ney's discounts (0: chosen on dev)")
 
     max_steps: int = setting("training", 10_000, "stop after this many steps (-1: go on until Ctrl-C)", low=-1)
     batch_size: int = setting("training", 256, "lines (or contexts) per step", "-b", low=1, high=10**6)
     learning_rate: float = setting("training", 1e-3, "peak learning rate", "-l", high=1e30)
     weight_decay: float = setting("training", 0.1, "decoupled decay of the matrices (sgd: a hundredth)", "-w")
-    optimizer: str = setting("training", "adamw", "how gradients become steps", choices=("adamw", "sgd"), fixed=True)
-    schedule: str = setting("training", "cosine", "path of the rate", choices=("cosine", "linear", "step", "constant"))
+    optimizer: str = setting("training", "adamw", "update rule", choices=("adamw", "sgd"), fixed=True)
+    schedule: str = setting("training", "cosine", "decay of the rate", choices=("cosine", "linear", "step", "constant"))
     warmup_steps: int = setting("training", 100, "steps in which the learning rate climbs to its peak")
     decay_steps: int = setting("training", 0, "where the schedule ends (0: --max-steps, or the type's default if more)")
-    grad_clip: float = setting("training", 0.0, "longest gradient allowed, as a norm (0: any)")
-    backprop: str = setting("training", None, "manual: by hand", choices=("autograd", "manual"), fixed=True)
-    patience: int = setting("training", 0, "stop after so many evaluations without a new best (0: never)")
+    grad_clip: float = setting("training", 0.0, "largest gradient norm allowed (0: no clipping)")
+    backprop: str = setting("training", None, "manual: gradients by hand", choices=("autograd", "manual"), fixed=True)
+    patience: int = setting("training", 0, "stop after this many evaluations without a new best (0: never)")
     eval_interval: int = setting("training", 0, "steps between evaluations on dev (0: a twentieth of the run)")
     diagnose: bool = setting("training", False, "draw activations, gradients, updates and dead neurons")
     quiet: bool = setting("training", False, "no samples between the rows")
-    threads: int = setting("training", 0, "threads of the processor (0: as many as pay)", high=1024)
-    seed: int = setting("training", 3407, "of weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
+    threads: int = setting("training", 0, "CPU threads (0: as many as help)", high=1024)
+    seed: int = setting("training", 3407, "seeds weights, batches, dropout and samples", high=2**63 - 1, fixed=True)
 
     num_samples: int = setting("sampling", 20, "how many samples to print", high=10**6)
-    temperature: float = setting("sampling", 1.0, "below 1 tamer than the model, above 1 wilder; 0: the likeliest")
+    temperature: float = setting("sampling", 1.0, "below 1 more cautious, above 1 bolder; 0: always the likeliest")
     top_k: int = setting("sampling", 0, "choose among the k likeliest characters only (0: all)", low=-1)
     top_p: float = setting("sampling", 1.0, "choose among the likeliest that make up this probability", high=1)
     prefix: str = setting("sampling", "", "text that every sample begins with", "--prompt", what="TEXT")
 
     work_dir: str = setting("run", "", "folder for model.pt, last.pt, log.csv and figures [out]", "-o", what="FOLDER")
     device: str = setting("run", "auto", "auto, cpu, cuda, cuda:N or mps", what="DEVICE")
-    num_workers: int = setting("upstream", 0, "taken, and not needed: no step waits for its data", "-n")
+    num_workers: int = setting("upstream", 0, "accepted but ignored: no step waits for its data", "-n")
 
     resume: bool = setting("mode", False, "go on from last.pt in the work folder, exactly")
     sample_only: bool = setting("mode", False, "sample from model.pt in the work folder")
     eval: str = setting("mode", "", "score this file with model.pt in the work folder, line by line", what="FILE")
-    interactive: bool = setting("mode", False, "type beginnings of lines, and model.pt goes on from each")
+    interactive: bool = setting("mode", False, "type the beginnings of lines; model.pt completes each")
     mix: str = setting("mode", "", "mix the models of these folders (a,b,...) into the work folder", what="FOLDERS")
     fold_batchnorm: bool = setting("mode", False, "fold BatchNorm of model.pt into its weights: folded/model.pt")
     find_lr: bool = setting("mode", False, "try learning rates from tiny to absurd: find_lr.png")
@@ -132,7 +132,7 @@ class Config:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Data: lines become tokens, all of them in one tensor, from which every batch is an index
+# Data: all lines become tokens in one tensor, into which every batch indexes
 
 
 @dataclass
@@ -229,7 +229,7 @@ class Lines:
         return index
 
     def in_order(self, tokens):
-        """All examples once, in batches of similar lengths with at most that many tokens."""
+        """Every example once, in batches of lines of similar length, with at most `tokens` tokens each."""
         return torch.argsort(self.lengths, stable=True).split(max(1, tokens // (int(self.lengths.max()) + 1)))
 
 
@@ -329,7 +329,7 @@ class BatchNorm1d(nn.Module):
 class Dropout(nn.Module):
     """Set a share p of the numbers to zero while training, and scale up the rest (Srivastava et al. 2014).
 
-    On a CPU one random byte decides for each number, which costs a fifth of nn.Dropout; so p is rounded to 256ths.
+    On a CPU one random byte decides for each number, at a fifth of nn.Dropout's cost; so p is rounded to 256ths.
     """
 
     def __init__(self, p):
@@ -355,11 +355,11 @@ class FlattenConsecutive(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        return x.view(B, T // self.n, self.n * C).squeeze(1)  # which leaves alone what is not 1
+        return x.view(B, T // self.n, self.n * C).squeeze(1)  # squeezes only if T / n is 1
 
 
 TANH_GAIN = 5 / 3  # tanh squashes; this gain keeps the standard deviation from layer to layer
-HEAD_GAIN = 0.1  # a small last layer: every network starts by calling all characters equally likely, at a loss of ln V
+HEAD_GAIN = 0.1  # small weights in the last layer: at first all characters are about equally likely, at a loss of ln V
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ HEAD_GAIN = 0.1  # a small last layer: every network starts by calling all chara
 
 
 class WindowModel(nn.Module):
-    """Sees contexts of a fixed length (B, block_size), answers (B, V)."""
+    """Takes contexts of a fixed length (B, block_size), returns logits (B, V)."""
 
     windowed = True
 
@@ -377,7 +377,7 @@ class WindowModel(nn.Module):
 
 
 class SequenceModel(nn.Module):
-    """Sees the beginnings of lines (B, T), answers every next character at once, (B, T, V)."""
+    """Takes the beginnings of lines (B, T), returns logits for every next character at once, (B, T, V)."""
 
     windowed = False
 
@@ -409,9 +409,9 @@ class Bigram(WindowModel):
 class ContextLinear(Linear):
     """A Linear layer over the embeddings of several characters side by side: (B, T) -> (B, fan_out).
 
-    A character has the same embedding wherever it occurs. So where there are more examples than characters, multiply
-    the whole alphabet by the weights of each position once, then look the products up and add them: the same sums in a
-    third of the time.
+    A character has the same embedding wherever it occurs. So when a batch has more examples than the alphabet has
+    characters, multiply the whole alphabet by each position's weights once, then look up the products and add them:
+    the same sums in a third of the time.
     """
 
     def forward(self, idx, embedding):
@@ -454,7 +454,7 @@ class MLP(WindowModel):
 
 
 class WaveNet(WindowModel):
-    """Two neighbours are fused at a time, then two pairs, and so on up a tree (after van den Oord et al. 2016)."""
+    """Neighbours are fused in pairs, then pairs of pairs, and so on up a tree (after van den Oord et al. 2016)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -489,7 +489,7 @@ class Packing:
 
 
 class BoW(SequenceModel):
-    """A bag of words: every position averages itself and the past, order forgotten but for the position embedding."""
+    """A bag of words: every position averages itself and the past; only the position embedding tells the order."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -617,7 +617,7 @@ class Block(nn.Module):
 class Transformer(SequenceModel):
     """The GPT-2 recipe at pocket size: normalisation first, GELU, learned positions (Radford et al. 2019).
 
-    But each input is a sum of embeddings, of the last `lookback` characters (after the nanoGPT speed runs, 2025).
+    Unlike GPT-2, each input sums the embeddings of the last `lookback` characters (after the nanoGPT speed runs, 2025).
     """
 
     def __init__(self, config, vocab_size):
@@ -702,7 +702,7 @@ def build(config, vocab_size):
 
 
 def cross_entropy(logits, targets, reduction="mean"):
-    """Negative log-likelihood of the targets in nats: tokens, of which -1 do not count, or probabilities (..., V)."""
+    """Negative log-likelihood of the targets in nats. Targets are tokens (-1 is ignored) or probabilities (..., V)."""
     rows = logits.flatten(0, -2), targets.flatten(0, logits.ndim - 2)  # (N, V), and (N,) or (N, V)
     return F.cross_entropy(*rows, ignore_index=-1, reduction=reduction)
 
@@ -711,7 +711,7 @@ def cross_entropy(logits, targets, reduction="mean"):
 def inference(model):
     """A context: eval mode and no gradients; afterwards the mode is as before."""
     was_training = model.training
-    if was_training:  # to tell all layers what they know already would cost a fifth of each character that is written
+    if was_training:  # only if needed: visiting every layer would take a fifth of the time per character written
         model.eval()
     try:
         with torch.no_grad():
@@ -753,9 +753,9 @@ def next_token_probs(logits, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def make_optimizer(model, config):
-    """AdamW or SGD; matrices decay, and the initial state of a recurrent layer, but never biases and gains."""
+    """AdamW or SGD. Matrices and the initial states of recurrent layers decay; biases and gains never do."""
     matrices, others = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
-    decay = config.weight_decay * (0.01 if config.optimizer == "sgd" else 1)  # times the rate, which is larger for SGD
+    decay = config.weight_decay * (0.01 if config.optimizer == "sgd" else 1)  # multiplied by the rate, larger for SGD
     groups = [dict(params=params, weight_decay=d) for params, d in ((matrices, decay), (others, 0.0)) if params]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate)
@@ -877,7 +877,7 @@ class Run:
         return kind(lines, self.vocab, self.device, self.config.block_size)
 
     def save(self, folder):
-        """Write the model as it stands into a folder, from which `load` brings it back, to use or to train on."""
+        """Write the model as it is now into a folder, from which `load` restores it for use or further training."""
         save_run(self, folder)
 
     @classmethod
@@ -896,8 +896,8 @@ class Run:
 class NGram(WindowModel):
     """Counts of what followed every context of up to n - 1 characters. A model with a method `fit` learns in one go.
 
-    A context of k characters is a node of a tree that is read from the newest character to the oldest, so the shorter
-    contexts, to which smoothing falls back, are met on the way. What level k says is mixed with what level k-1 says:
+    A context of k characters is a node of a tree, reached by reading from the newest character to the oldest, so the
+    shorter contexts, to which smoothing falls back, lie on the way. Level k's estimate is mixed with level k-1's:
 
         p_k = (count - discount) / total + (what the discounts freed) / total * p_{k-1},      p_{-1} = 1 / V
 
@@ -911,7 +911,7 @@ class NGram(WindowModel):
     def __init__(self, config, vocab_size):
         super().__init__()
         self.V, self.additive, self.levels = vocab_size, config.smoothing == "additive", [None] * config.n
-        self.mixed = range(config.n)[-1 if self.additive else 0 :]  # the levels that count
+        self.mixed = range(config.n)[-1 if self.additive else 0 :]  # the levels that enter the mixture
         grid = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0] if self.additive else [i / 10 for i in range(5, 16)]
         self.grid = [config.strength] if config.strength else grid
         start = torch.full((config.n,), config.strength or 1.0, dtype=torch.float64)
@@ -922,7 +922,7 @@ class NGram(WindowModel):
         return max(1, config.n - 1)
 
     def _apply(self, *_, **__):
-        return self  # counting stays on the processor, in float64, whatever device the others move to
+        return self  # counts stay on the CPU, in float64, whatever device other models move to
 
     def state_dict(self, **_):
         levels = enumerate(self.levels)
@@ -948,7 +948,7 @@ class NGram(WindowModel):
             if k:
                 contexts, node = torch.unique(node * V + windows[:, -1 - k], return_inverse=True)
             pairs, pair, counts = torch.unique(node * V + target, return_inverse=True, return_counts=True)
-            if k and not self.additive:  # the level below counts in how many of these contexts its pairs occur
+            if k and not self.additive:  # the level below counts how many of these contexts each of its pairs occurs in
                 parent = torch.empty_like(pairs).scatter_(0, pair, pair_below)
                 tables[-1][2] = torch.bincount(parent)
             tables.append([contexts, pairs, counts])
@@ -983,11 +983,11 @@ class NGram(WindowModel):
             at = torch.searchsorted(keys, query).clamp(max=len(keys) - 1)
             return torch.where(keys[at] == query, at, -1)
 
-        idx, tokens = idx.cpu(), tokens.cpu().view(len(idx), -1)  # counting needs no GPU, and float64
+        idx, tokens = idx.cpu(), tokens.cpu().view(len(idx), -1)  # counting needs float64, but no GPU
         node, found = torch.zeros(len(idx), dtype=torch.long), []
         for k, (contexts, pairs, counts, totals, kinds, _) in enumerate(self.levels):
             if k:
-                node = find(contexts, node * self.V + idx[:, -k])  # after -1 the query is negative, which no key is
+                node = find(contexts, node * self.V + idx[:, -k])  # a node of -1 makes it negative, as no key is
             pair = find(pairs, node[:, None] * self.V + tokens)
             count = torch.where(pair >= 0, counts[pair], 0)
             found.append(((node >= 0)[:, None], count, totals[node][:, None], kinds[node]))
@@ -1020,7 +1020,7 @@ MODELS["ngram"] = Entry(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Two exercises: the WaveNet of the paper, and first weights to compare with ours
+# Two exercises: the WaveNet of the paper, and initial weights to compare with ours
 
 
 class DilatedWaveNet(SequenceModel):
@@ -1073,11 +1073,11 @@ def reinitialise(model, scheme):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Backpropagation by hand, for the MLP with one BatchNorm layer, and what becomes of BatchNorm after training
+# Backpropagation by hand, for the MLP with one BatchNorm layer, and folding BatchNorm away after training
 
 
 def batchnorm_parts(model):
-    """The four layers (embedding, linear, batchnorm, linear) that the hand-written backward pass is written for."""
+    """The four layers (embedding, linear, batchnorm, linear) that the hand-written backward pass covers."""
     layers = [m for m in model.modules() if isinstance(m, (Embedding, Linear, BatchNorm1d, Dropout))]
     if not isinstance(model, MLP) or [type(m) for m in layers] != [Embedding, ContextLinear, BatchNorm1d, Linear]:
         kind = "--type mlp --batchnorm --n-layer 1, without --dropout and --direct"
@@ -1127,7 +1127,7 @@ def check_backprop(model, x, y):
         p.detach().cpu().double().requires_grad_()
         for p in (embedding.weight, hidden.weight.T, norm.gamma, norm.beta, head.weight.T, head.bias)
     )
-    b1 = torch.zeros(W1.shape[1]).double().requires_grad_()  # BatchNorm takes it away again: its gradient is 0
+    b1 = torch.zeros(W1.shape[1]).double().requires_grad_()  # BatchNorm subtracts it with the mean: its gradient is 0
     emb = C[x]  # (B, T, E)
     embcat = emb.flatten(1)  # (B, T E)
     hprebn = embcat @ W1 + b1  # (B, hidden)
@@ -1185,7 +1185,7 @@ def check_backprop(model, x, y):
 def fold_batchnorm(run):
     """Return a run whose model has no BatchNorm and computes the same in eval mode.
 
-    With the statistics fixed, BatchNorm is a scale and a shift of every channel, and so can live in the layer before.
+    With the statistics fixed, BatchNorm is a scale and a shift of every channel, which the layer before can absorb.
     """
     if not run.config.batchnorm:
         raise UserError(f"this {run.config.type} has no BatchNorm to fold")
@@ -1208,7 +1208,7 @@ def fold_batchnorm(run):
 
 
 class Mixture(SequenceModel):
-    """Trained models together: p = sum of weight times p, with the weights chosen on dev (Jelinek & Mercer 1980)."""
+    """A weighted mean of trained models' probabilities, its weights chosen on dev (Jelinek & Mercer 1980)."""
 
     def __init__(self, runs, weights):
         super().__init__()
@@ -1235,7 +1235,7 @@ class Mixture(SequenceModel):
         return (self.member_logprobs(idx) + self.weights.log()[:, None, None, None]).logsumexp(0)  # (B, T, V)
 
     def choose_weights(self, dev):
-        """Choose the weights by expectation-maximisation (it never gets worse); return the members' losses (K,)."""
+        """Choose the weights by expectation-maximisation (no step raises the loss); return the members' losses (K,)."""
         logprobs = []
         with inference(self):
             for x, y in map(dev.batch, dev.in_order(32_768)):
@@ -1269,13 +1269,13 @@ def mix(given):
 # A look inside: what activations, gradients and updates do
 
 
-# What one layer did with one batch; `grad` is of the loss with respect to the output. `saturated`: the share of outputs
-# beyond ±0.97, where a tanh passes hardly any gradient on; `dead`: of neurons beyond ±0.99 for every example
+# What one layer did with one batch. `grad`: the loss's gradient w.r.t. the output; `saturated`: the share of outputs
+# beyond ±0.97, where a tanh passes on hardly any gradient; `dead`: share of neurons beyond ±0.99 for every example
 LayerRow = namedtuple("LayerRow", "name kind output grad weight weight_grad saturated dead")
 
 
 def inspect_layers(model, x, y):
-    """One pass forward and back through a copy of the model: (loss, a LayerRow for each call of a layer, in order)."""
+    """One forward and backward pass through a copy of the model: (loss, a LayerRow per call of a layer, in order)."""
     model, rows = copy.deepcopy(model).train(), []
 
     def look(name, layer, inputs, output):
@@ -1321,12 +1321,12 @@ def drawn(n, batch_size, step, seed):
 
 @lru_cache(maxsize=1)
 def shuffled(n, seed, epoch):
-    """The numbers below n, each once, in this epoch's own order: drawn with repetition, a third would not come."""
+    """The numbers below n, each once, in this epoch's own order: drawn with replacement, a third would be missed."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def reseed(device, seed):
-    """What is drawn from now on, weights or dropout, is as the seed says. (Telling idle devices takes far longer.)"""
+    """Seed all draws from now on, of weights or dropout. (Seeding idle devices as well would take far longer.)"""
     (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
 
 
@@ -1371,9 +1371,9 @@ def find_learning_rate(run):
 def train(data=None, verbose=False, **settings):
     """Train a model and return its Run.
 
-    `data` is a file or a list of strings, the settings are the flags by name and pass the same checks: UserError, which
-    is a ValueError, says what is wrong with one. Nothing is written unless work_dir names a folder, nothing is printed
-    unless `verbose`. Ctrl-C ends the training in order; what was learned so far comes back, and run.train() goes on.
+    `data` is a file or a list of strings; the settings are the flags by name and pass the same checks: a bad one raises
+    UserError, a ValueError that says what is wrong. Nothing is written unless work_dir names a folder, nothing printed
+    unless `verbose`. Ctrl-C ends training cleanly and returns what was learned so far; run.train() then continues it.
     """
     if isinstance(data, (str, os.PathLike)):
         settings["input_file"], data = data, None
@@ -1395,7 +1395,7 @@ def start_run(given, verbose=False, lines=None):
         return open_run(load_checkpoint(Path(given.get("work_dir", "")) / name), given, verbose, lines)
     config = configure(given, None, verbose)
     if lines is not None:  # the folder keeps what no file holds
-        config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / "input.txt"))
+        config = replace(config, input_file=config.work_dir and str(Path(config.work_dir) / KEPT[0]))
     data = load_corpus(config, lines)
     config = replace(config, block_size=MODELS[config.type].model.context(config, data.longest))
     sketch(config, len(data.vocab))
@@ -1440,7 +1440,7 @@ def find_corpus(checkpoint, config, given, lines=None):
 
 @contextlib.contextmanager
 def learning(run, settings):
-    """A context for training: the folder is this run's alone, Ctrl-C a request to stop; it ends at its best."""
+    """A context for training: it locks the folder, makes Ctrl-C a request to stop, and ends with the best model."""
     threads = torch.get_num_threads()
     with locked(run.folder) if run.folder else contextlib.nullcontext():
         try:
@@ -1597,7 +1597,7 @@ def mode_of(given):
 
 
 def heeded(given, kind, verbose):
-    """The settings given that this mode and this kind of model read; one line names the others, and who reads them."""
+    """The given settings that this mode and kind of model use; one line names the others, and what does use them."""
     mode, ignored = mode_of(given), {}
     for name in given:
         if name not in reads(mode):
@@ -1626,7 +1626,7 @@ def configure(given, trained=None, verbose=False):
                 why = f"the model in this folder was trained with {old}; leave {flag(name)} out"
                 raise UserError(f"{flag(name)} {given[name]}: {why}")
         if bool(given.get("dropout", trained.dropout)) != bool(trained.dropout):
-            raise UserError(f"--dropout {given['dropout']}: this model was trained with {trained.dropout}: 0 stays 0")
+            raise UserError(f"--dropout {given['dropout']} after training with {trained.dropout}: on or off is fixed")
         own = {n: f.default for n, f in SETTINGS.items() if GROUP[n] == "run" and "resume" not in given}
         return replace(trained, **{**own, **given})
     return replace(Config(), **{**MODELS[kind].defaults, **given})
@@ -1638,7 +1638,7 @@ def configure(given, trained=None, verbose=False):
 CHUNK = 2**22  # bytes in memory at a time while a text is read
 MAX_CHARS = 65_536  # distinct ones: more than any text has
 MAX_PARAMETERS = 10**9  # take 16 GB to train
-KEPT = ("input.txt",)  # what a work folder may hold of its lines
+KEPT = ("trained_on.txt", "input.txt")  # names for the lines kept in a work folder; the second was used until 2026
 MAX_LINE = 4096  # characters; attention over more would take all memory there is
 
 
@@ -1671,7 +1671,7 @@ def read_chunks(path):
 
 def places(checkpoint, config, given):
     """Where the text of a checkpoint may be: as named now, or where it was when it was trained on, or in the folder."""
-    kept = [str(Path(config.work_dir) / name) for name in KEPT]
+    kept = [str(path) for name in KEPT if (path := Path(config.work_dir) / name).exists()]
     paths = [given["input_file"]] if "input_file" in given else [checkpoint["file"], config.input_file, *kept]
     return list(dict.fromkeys(os.path.abspath(path) for path in paths if path))
 
@@ -1679,7 +1679,7 @@ def places(checkpoint, config, given):
 def gone(paths):
     """Why none of these files is the one that a model was trained on."""
     words = (f"there is no {p}" if p and not os.path.isfile(p) else f"{p or 'the text'} has changed" for p in paths)
-    return ", ".join(words)
+    return ", ".join(words) or "there is no text in the folder"
 
 
 def read_lines(path):
@@ -1704,7 +1704,7 @@ def check_lines(lines):
 
 
 def load_corpus(config, lines=None):
-    """What the lines given, or those of config.input_file, hold."""
+    """The Corpus of the lines given, or else of those in config.input_file."""
     name, lines = (config.input_file, read_lines(config.input_file)) if lines is None else ("the list", lines)
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
     if config.dedup:
@@ -1721,7 +1721,7 @@ def load_corpus(config, lines=None):
 def write_atomic(path, pieces, ready=lambda: None):
     """Write bytes to path: at any moment the old file or the new one is there, whole. `ready` is called in between."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # what a kill leaves of it, the next to write there takes
+    temporary = path.with_name(f".{path.name}.tmp")  # if a kill leaves it behind, the next write reuses it
     try:
         with open(temporary, "wb") as f:
             f.writelines(pieces)
@@ -1737,7 +1737,7 @@ def write_atomic(path, pieces, ready=lambda: None):
 
 
 def move(source, target):
-    """Put a file in the place of another; on Windows, where nobody may be reading that, try again for a second."""
+    """Replace a file by another; on Windows, where this fails while the target is open, retry for a second."""
     for _ in range(9 if os.name == "nt" else 0):
         with contextlib.suppress(PermissionError):
             return os.replace(source, target)
@@ -1773,22 +1773,22 @@ def locked(folder):
 def set_aside(run, folder):
     """Move what an earlier run left in the folder to previous/ inside it, in place of the one before that.
 
-    last.pt is moved first and model.pt last, so a last.pt in previous/ alone tells of a kill: in these moves, which
-    then go on, or in the first save of a run, which does not take the place of one that was whole.
+    last.pt is moved first and model.pt last, so a last.pt in previous/ but not in the folder reveals a kill: during
+    these moves, which then continue, or during a run's first save, which must not replace a complete run in previous/.
     """
-    previous, files = folder / "previous", [name for name in FILES if run.source or name != "input.txt"]
+    previous = folder / "previous"
     killed = (previous / "last.pt").exists() and not (folder / "last.pt").exists()
     if killed and (previous / "model.pt").exists() and (folder / "model.pt").exists():  # which may never have had one
         killed = len(load_checkpoint(folder / "model.pt")["progress"]["history"]) == 1
-    there = [name for name in files if (folder / name).exists()]
+    there = [name for name in FILES if (folder / name).exists()]
     if (killed and (previous / "model.pt").exists()) or not there:
         return
     if there[-1] != "model.pt":  # somebody's own
         raise UserError(f"{folder / there[0]} is there already, and not of this run: name another folder")
     previous.mkdir(exist_ok=True)
-    for name in () if killed else reversed(files):
+    for name in () if killed else reversed(FILES):
         (previous / name).unlink(missing_ok=True)
-    for name in files:
+    for name in FILES:
         held = [] if name.endswith(".pt") else [PermissionError]  # on Windows, a log that somebody looks at stays
         with contextlib.suppress(FileNotFoundError, *held):
             move(folder / name, previous / name)
@@ -1798,7 +1798,7 @@ def set_aside(run, folder):
 
 @contextlib.contextmanager
 def optional():
-    """A context: what cannot be drawn or logged there is told in a line, and the work goes on."""
+    """A context: whatever cannot be drawn or logged in it is reported in one line, and work continues."""
     try:
         yield
     except (ImportError, UserError) as e:
@@ -1815,7 +1815,7 @@ def write_csv(path, columns, rows):
 # Checkpoints: plain dicts, complete in themselves
 
 PICTURES = ("loss.png", "activations.png", "dead.png", "weights.png", "embedding.png", "bigrams.png")
-FILES = ("last.pt", "input.txt", "log.csv", "samples.txt", "scores.csv", "surprise.html", *PICTURES, "model.pt")
+FILES = ("last.pt", KEPT[0], "log.csv", "samples.txt", "scores.csv", "surprise.html", *PICTURES, "model.pt")
 LOG_COLUMNS = ("step", "seconds", "train_loss", "dev_loss", "lr")
 
 
@@ -1848,7 +1848,7 @@ def snapshot(run):
 
 
 def restore(run, checkpoint):
-    """Undo `snapshot`; settings given anew stay as they are now. Return the losses since the last row that was due."""
+    """Restore what `snapshot` saved, except the settings. Return the losses since the last row that was due."""
     with fitting():
         mine, kept = ([row[::3] for row in rows] for rows in (run.progress.history, checkpoint["progress"]["history"]))
     if kept[: len(mine)] != mine:  # steps and losses
@@ -1873,7 +1873,7 @@ def keep(run, best):
         if best:
             write_atomic(run.folder / "model.pt", data, partial(set_aside, run, run.folder) if first else lambda: None)
         if first and run.source is not None:
-            write_atomic(run.folder / "input.txt", [run.source])
+            write_atomic(run.folder / KEPT[0], [run.source])
         with optional():
             write_csv(run.folder / "log.csv", LOG_COLUMNS, p.history)
             samples = ([row[0], f"{row[3]:.4f}", text] for row, text in zip(p.history, p.samples, strict=True))
@@ -1896,7 +1896,7 @@ def save_run(run, folder):
         ready = (lambda: None) if own else partial(set_aside, run, folder)
         write_atomic(folder / "model.pt", pack(snapshot(run)), ready)
         if run.source is not None:
-            write_atomic(folder / "input.txt", [run.source])
+            write_atomic(folder / KEPT[0], [run.source])
         if last:
             write_atomic(folder / "last.pt", pack(last))
 
@@ -1975,7 +1975,7 @@ def judged(checkpoint):
 
 
 def optimizer_state(optimizer, state):
-    """A state for `load_state_dict`, compared with that of a step; rates and the like stay those of the optimizer."""
+    """A state for `load_state_dict`, checked against that after one step; the optimizer keeps its own rates etc."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for p in group["params"]:
@@ -1988,7 +1988,7 @@ def optimizer_state(optimizer, state):
 
 
 def sketch(config, vocab_size):
-    """A model's state, without memory if it may be large; {} where that cannot be had. Refuse one that is too large."""
+    """A model's state dict, on the meta device if it may be large; {} if that fails. Refuse one that is too large."""
     numbers = [name for name, f in SETTINGS.items() if GROUP[name] == "model" and f.type is int]
     widest = max(vocab_size, *(getattr(config, name) or 0 for name in numbers if name != "n_layer"))
     small = (config.n_layer or 1) * widest**2 <= 10**7  # torch takes a second to get ready for tensors without memory
@@ -2039,7 +2039,7 @@ def pick_device(name):
 
 
 def threads_for(config):
-    """How many threads a training takes: those asked for, or what pays, of one for each core or OMP_NUM_THREADS."""
+    """How many threads to train with: those asked for, or as many as help, up to one per core or OMP_NUM_THREADS."""
     return config.threads or min(ROWS[getattr(config, KIND)].threads, torch.get_num_threads())
 
 
@@ -2200,7 +2200,7 @@ BLUE, RED = "#8fb8de", "#c8553d"
 def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
     """Axes to draw on, one or an array of them; afterwards the figure is at `path` as a PNG. Leaves pyplot alone.
 
-    Above the axes stands what their labels say, where it hides nothing; below them the command that made the run.
+    The legend is above the axes, where it hides nothing; below them is the command that made the run.
     """
     try:
         import matplotlib.figure
@@ -2220,7 +2220,7 @@ def drawing(path, run, rows=1, columns=1, size=(7, 4.2)):
 
 
 def command(run):
-    """The command line that makes such a run again; bytes in a file's name that are no letters as '?'."""
+    """The command line that repeats such a run; undecodable bytes in a file name become '?'."""
     c, groups = asdict(run.config), ("data", "model", "training")
     usual = {n: f.default for n, f in SETTINGS.items()} | (ROWS[c[KIND]].defaults if c[KIND] in ROWS else {})
     chosen = {n: c[n] for n, group in GROUP.items() if group in groups and c[n] != usual[n]}

@@ -85,7 +85,7 @@ class Value:
 
     The result of an operation also keeps its operands `_prev`, the operation's name `_op`, and in `_local` its
     derivative with respect to each operand, which is known as soon as the operation is done. Only Values are operands:
-    `2 * a` has one, a. One that is masked, as relu does below 0 and `max` with the smaller, comes last and has none.
+    `2 * a` has one, a. A masked operand (relu's if below 0, the smaller one of `max`) comes last, with no derivative.
     """
 
     __slots__ = ("_local", "_op", "_prev", "data", "grad", "label")
@@ -155,12 +155,12 @@ class Value:
 
     def log(self):
         if self.data < 0.0:
-            raise ValueError(f"log({self.data:g}) is not a real number: log takes 0 and what is above")
+            raise ValueError(f"log({self.data:g}) is not a real number: give log a number from 0 up")
         return node(_log(self.data), (self,), (_divide(1.0, self.data),), "log")
 
     def sqrt(self):
         if self.data < 0.0:
-            raise ValueError(f"sqrt({self.data:g}) is not a real number: sqrt takes 0 and what is above")
+            raise ValueError(f"sqrt({self.data:g}) is not a real number: give sqrt a number from 0 up")
         y = math.sqrt(self.data)
         return node(y, (self,), (_divide(0.5, y),), "sqrt")
 
@@ -233,23 +233,24 @@ class Value:
 def topological(root: Value) -> list[Value]:
     """All results that `root` was made from, itself included, each before its operands; leaves are left out.
 
-    Why this order? A Value that was used twice gets gradient from both uses, and can pass it on only when it has all
-    of it. So whatever was made from a Value has its turn before that Value has.
+    Why this order? A Value that was used twice gets gradient from both uses, and can pass it on only once it has both
+    parts. So everything that was made from a Value comes before that Value.
     """
     order, seen = [], set()
     stack = [root] if root._prev else []  # in place of recursion, which Python ends at a depth of 1000
-    push, pop = stack.append, stack.pop
+    push, pop, see, all_seen = stack.append, stack.pop, seen.add, seen.issuperset
     while stack:
         v = pop()
         if v is None:  # the mark on top of a Value whose operands are all in `order` now
             order.append(pop())
         elif v not in seen:
-            seen.add(v)
+            see(v)
             push(v)
             push(None)
-            for operand in v._prev:
-                if operand._prev and operand not in seen:
-                    push(operand)
+            if not all_seen(v._prev):  # one question for all, since the neurons of a layer share their inputs
+                for operand in v._prev:
+                    if operand not in seen:
+                        (push if operand._prev else see)(operand)
     return order[::-1]
 
 
@@ -271,7 +272,7 @@ def as_value(x) -> Value:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Operations on many values: a sum of a thousand terms is one node with a thousand operands instead of a thousand
-# nodes, and `backward` need not know. This, and nothing cleverer, is where the speed comes from.
+# nodes, and `backward` needs no change. This, and nothing cleverer, is where the speed comes from.
 
 
 def unpack(values: Iterable) -> tuple[list[float], tuple]:
@@ -280,7 +281,7 @@ def unpack(values: Iterable) -> tuple[list[float], tuple]:
         values = iter((values,) if isinstance(values, Value) else values)  # a layer of one gives a bare Value
     except TypeError:
         raise TypeError(f"{values!r} is not a list: give a list of Values or numbers") from None
-    kinds = set(map(type, values := tuple(values)))  # not above: a mistake in a generator is told as it is
+    kinds = set(map(type, values := tuple(values)))  # outside the try: errors in a generator pass unchanged
     if kinds != {Value}:
         if not any(issubclass(kind, Value) for kind in kinds):
             return [number(v) for v in values], ()
@@ -342,7 +343,7 @@ def probabilities(logits: Sequence[float], temperature: float = 1.0) -> list[flo
     if not logits:
         raise ValueError("softmax of no logits: give at least one")
     if not isinstance(temperature, Real) or not temperature > 0.0:
-        raise ValueError(f"the temperature is {temperature!r}: give a number above 0, a small one to leave no chance")
+        raise ValueError(f"the temperature is {temperature!r}: give a number above 0; a tiny one picks the likeliest")
     top = max(logits)
     weights = [math.exp((x - top) / temperature) for x in logits]
     scale = 1.0 / sum(weights)
@@ -441,8 +442,7 @@ def mean_loss(of_example: Callable, scores: Iterable, targets: Iterable, op: str
     n = len(targets)
     if len(numbers) != n or n == 0:
         raise ValueError(f"{len(numbers)} scores met {n} targets: give one target for each score")
-    wrong = variables or [t for t in targets if abs(t) != 1.0 and op != "squared error"]
-    if wrong:
+    if wrong := variables or [t for t in targets if abs(t) != 1.0 and op != "squared error"]:
         raise ValueError(f"{op} met the target {wrong[0]}: give {'plain numbers' if variables else '−1 or 1'}")
     losses, slopes = zip(*map(of_example, numbers, targets))
     pairs = sorted(zip(slopes, operands), key=lambda pair: pair[0] is None)  # None: a score that does not count
@@ -562,7 +562,7 @@ class GPT(Module):
         self.head = matrix(vocab_size, n_embd)
 
     def __call__(self, token: int, cache: list[tuple[list[Value], list[Value]]]) -> list[Value]:
-        """-> logits of what follows `token`. `cache` has the keys and values of earlier positions; ours are added."""
+        """-> logits of what follows `token`. `cache` has keys and values of earlier positions; this one's are added."""
         if token not in range(len(self.token)) or len(cache) >= self.block_size:
             rule = f"give one of {len(self.token)} tokens, at up to {self.block_size} positions"
             raise ValueError(f"token {token!r} at position {len(cache)}: {rule}")
@@ -655,7 +655,7 @@ def image(fig, note: str = "", dpi: int = 110, format: str = "png") -> bytes:
 
 
 def film(figures: Iterable, note: str, ms: int) -> bytes:
-    """Figures as the bytes of a GIF, each shown for so many milliseconds, the last one longer."""
+    """Figures as the bytes of a GIF, each shown for `ms` milliseconds, the last one longer."""
     from PIL import Image  # which matplotlib brings; its own PillowWriter knows no pauses, and writes to files only
 
     head, *tail = (Image.open(io.BytesIO(image(figure, note, 90))).convert("RGB").quantize() for figure in figures)
@@ -719,7 +719,7 @@ def plot_graph(root: Value, title: str = "", lit: Sequence = ()):
 
 
 def plot_backward(root: Value) -> Iterable:
-    """The chain rule, one result at a time: -> a picture of the graph at each. Before, all gradients have to be 0."""
+    """The chain rule, one result at a time: -> a picture of the graph at each. All gradients must be 0 beforehand."""
     root.grad = 1.0
     yield plot_graph(root, f"backward begins at the end\n∂{root.label}/∂{root.label} = 1", [root])
     for v in topological(root):
@@ -794,7 +794,7 @@ def time_to_report(step: int, config: Config, loss: Value) -> bool:  # about ten
 
 
 def draw_figures(history: Sequence, points: Sequence, targets: Sequence, losses: Sequence, config: Config) -> None:
-    """`history` has the steps that are to be seen, each with the network before it; at its end, what was learned."""
+    """`history` lists the steps to show, each with the network before that step; the last is the trained network."""
     layer, note = history[-1][1].layers[0], config.command
     neuron, point = max(((n, p) for n in layer.neurons for p in points[:8]), key=lambda pair: pair[0](pair[1]))
     numbers, place = (*point, *(p.data for p in neuron.parameters())), "({:.2f}, {:.2f})".format(*point)
@@ -899,7 +899,7 @@ def flag(default, help: str, *short: str, of: str = "", least: float = -math.inf
 
 @dataclass
 class Config:
-    command = ""  # what was typed, for the figures; without a type it is no field, so it is no flag
+    command = ""  # as typed, shown below the figures; with no annotation it is no field, so no flag
     demo: str = flag("network", "what to train", choices=DEMOS)
     seed: int = flag(1337, "for data, weights and samples")
     max_steps: int = flag({"network": 100, "gpt": 1000}, "training steps", least=0)
@@ -949,7 +949,7 @@ class Parser(argparse.ArgumentParser):
         text = argparse.RawDescriptionHelpFormatter
         super().__init__("micrograd.py", description=__doc__, formatter_class=text, add_help=False, allow_abbrev=False)
         groups = {user: self.add_argument_group(title) for user, title in USERS.items()}
-        groups[""].add_argument("-h", "--help", action="store_true", help="this text; after --demo, with its defaults")
+        groups[""].add_argument("-h", "--help", action="store_true", help="show this text; after --demo, its defaults")
         for f in fields(Config):
             kind = {"int": {"type": int, "metavar": "N"}, "float": {"type": float, "metavar": "X"}}.get(f.type, {})
             defaults = [f"{user} {x}".strip() for user, x in f.metadata["defaults"].items() if user in users]
@@ -961,7 +961,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit status: 2 after a mistake, told in one line; 130 after Ctrl-C."""
+    """-> the exit status: 2 after an error, reported in one line; 130 after Ctrl-C."""
     status, words = 0, ""
     try:
         prepare_output()
@@ -992,7 +992,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare_output() -> None:
-    """Files and pipes get UTF-8, a terminal what it can show; what is closed, as by `>&-`, is opened on nothing."""
+    """Files and pipes get UTF-8, a terminal what it can show; a closed stream (`>&-`) is opened on the null device."""
     for name in ("stdin", "stdout", "stderr"):  # in this order, so that each gets its own number back
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False))

@@ -1335,5 +1335,5 @@ def test_batches_that_cannot_be_shared_are_refused_in_python_too():
 def test_what_was_saved_from_a_loaded_run_goes_on(tmp_path):
     gpt.train(TEXT, **SMALL, work_dir=str(tmp_path / "a"))
     gpt.load(tmp_path / "a").save(tmp_path / "b")
-    run = gpt.load(tmp_path / "b", input_file=str(tmp_path / "a/input.txt"))
+    run = gpt.load(tmp_path / "b", input_file=str(tmp_path / "a/trained_on.txt"))
     assert run.train(max_steps=5).progress.step == 5

@@ -539,20 +539,22 @@ def test_a_text_that_no_file_holds_moves_with_its_model_and_never_over_one_of_so
     first, second = (lines if trainer is makemore else "\n".join(lines) for lines in lists)
     folder, taken = tmp_path / "out", tmp_path / "taken"
     wanted = answers(trainer.train(first, work_dir=folder, **TINY[trainer]))
-    kept = (folder / "input.txt").read_bytes()
+    kept = (folder / "trained_on.txt").read_bytes()
+    (folder / "input.txt").write_text("mine")
     trainer.train(second, work_dir=folder, **TINY[trainer])
-    assert (folder / "previous/input.txt").read_bytes() == kept != (folder / "input.txt").read_bytes()
+    assert (folder / "previous/trained_on.txt").read_bytes() == kept != (folder / "trained_on.txt").read_bytes()
+    assert (folder / "input.txt").read_text() == "mine" and not (folder / "previous/input.txt").exists()
     for place in (folder / "previous", folder):
         assert math.isfinite(trainer.load(place).evaluate())  # each beside its text
     assert same(answers(trainer.load(folder / "previous")), wanted)
 
     taken.mkdir()
-    (taken / "input.txt").write_text("mine")
+    (taken / "trained_on.txt").write_text("mine")
     run = trainer.train(first, **TINY[trainer])
     for write in (lambda: run.save(taken), lambda: trainer.train(first, work_dir=taken, **TINY[trainer])):
-        with pytest.raises(trainer.UserError, match=r"input\.txt is there already, and not of this run"):
+        with pytest.raises(trainer.UserError, match=r"trained_on\.txt is there already, and not of this run"):
             write()
-        assert tree(taken) == {"input.txt": b"mine"}
+        assert tree(taken) == {"trained_on.txt": b"mine"}
 
 
 @both
@@ -1221,7 +1223,7 @@ def test_a_text_that_is_gone_or_has_changed_is_told_by_its_path(trainer, change,
     path.unlink() if change == "gone" else path.write_text("ab\nba\nca\nda\n" * 9)
     words = f"there is no {path}" if change == "gone" else f"{path} has changed"
     there = tmp_path / "there"
-    says = f"{words}, {there / 'names.txt'} has changed, there is no {folder / 'input.txt'}"
+    says = f"{words}, {there / 'names.txt'} has changed"
     refused(trainer, "-o", folder, "--resume", "--max-steps=16", says=re.escape(says))
     with pytest.raises(trainer.UserError, match=re.escape(says)):
         trainer.load(folder).evaluate()
