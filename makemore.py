@@ -658,7 +658,7 @@ RECURRENT = dict(n_layer=1, n_embd=48, n_embd2=128, dropout=0.0, init="kaiming",
 MODELS = {
     "bigram": Entry(
         Bigram, "a table: the next character from the last --block-size ones",
-        dict(block_size=1, batch_size=4096, learning_rate=0.05, weight_decay=0.01, max_steps=3000), threads=1),
+        dict(block_size=1, batch_size=4096, learning_rate=0.02, weight_decay=0.0, max_steps=1500), threads=1),
     "mlp": Entry(
         MLP, "embeddings of the last --block-size characters into tanh layers (Bengio et al. 2003)",
         dict(block_size=8, n_layer=1, n_embd=24, n_embd2=256, dropout=0.0, batchnorm=False, direct=False,

@@ -37,7 +37,7 @@ RESULTS = {
     "bigram counts": "--type ngram --n 2 --smoothing additive --strength 0.2",
     "bigram network": "--type bigram",
     "trigram counts": "--type ngram --n 3 --smoothing additive --strength 0.2",
-    "trigram network": "--type bigram --block-size 2 -b 20000 -l 0.02 -w 0.03 --max-steps 600",
+    "trigram network": "--type bigram --block-size 2 --max-steps 1000 --decay-steps 1000",
     "trigram network with a hidden layer": "--type mlp --block-size 2 -w 0.01",
     "4-gram counts": "--type ngram --n 4 --smoothing additive --strength 0.1",
     "Kneser-Ney, order 4": "--type ngram --n 4",
