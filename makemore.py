@@ -653,7 +653,7 @@ class Entry:
 
 
 # fmt: off
-RECURRENT = dict(n_layer=1, n_embd=48, n_embd2=128, dropout=0.0, init="kaiming", batch_size=128, learning_rate=3e-3,
+RECURRENT = dict(n_layer=1, n_embd=48, n_embd2=128, dropout=0.0, init="kaiming", batch_size=128, learning_rate=8e-3,
                  grad_clip=1.0)
 MODELS = {
     "bigram": Entry(
@@ -669,7 +669,7 @@ MODELS = {
              learning_rate=3e-3, max_steps=8000), threads=1),
     "bow": Entry(
         BoW, "the average of everything so far, order forgotten",
-        dict(block_size=None, n_embd=64, n_embd2=256, init="kaiming", batch_size=128, learning_rate=3e-3,
+        dict(block_size=None, n_embd=64, n_embd2=256, init="kaiming", batch_size=128, learning_rate=0.01,
              weight_decay=0.01, max_steps=5000), threads=1),
     "rnn": Entry(
         Recurrent, "the plain recurrent network (Elman 1990)", dict(RECURRENT, max_steps=5000), dict(cell=RNNCell), 2),
@@ -682,7 +682,7 @@ MODELS = {
     "transformer": Entry(
         Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
         dict(block_size=None, n_layer=4, n_head=4, n_embd=64, lookback=4, dropout=0.15, init="kaiming",
-             batch_size=128, learning_rate=3e-3, max_steps=3500), threads=4),
+             batch_size=128, learning_rate=5e-3, max_steps=3500), threads=4),
 }
 # fmt: on
 

@@ -2,7 +2,7 @@
 
     python tests/bench_makemore.py --results --data names.txt [--only gru]     # the table of the README (mix: its end)
     python tests/bench_makemore.py --results --only mix --data names.txt --out MODELS
-    python tests/bench_makemore.py --distil MODELS --data names.txt            # one model that learns from that mixture
+    python tests/bench_makemore.py --distil MODELS --data names.txt            # two models that learn from that mixture
     python tests/bench_makemore.py --upstream PATH --data names.txt            # step times, next to karpathy/makemore
     python tests/bench_makemore.py --upstream PATH --data names.txt --minutes 10   # time to its loss after ten minutes
     python tests/bench_makemore.py --lines 1000000                             # time and peak memory of a long file
@@ -55,10 +55,13 @@ RESULTS = {
     "GRU": "--type gru",
     "LSTM": "--type lstm",
     "Transformer": "--type transformer",
-    "LSTM, longer": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0.4 --max-steps 5000",
-    "Transformer, longer": "--type transformer --n-embd 96 --dropout 0.3 --max-steps 7000",
+    "LSTM, longer": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0.4 -l 0.01 --max-steps 8000",
+    "Transformer, longer": "--type transformer --n-embd 96 --dropout 0.3 -l 3e-3 --max-steps 7000",
 }
-STUDENT = "--type transformer --n-embd 128 --dropout 0 -l 2e-3 --max-steps 5000"  # what --distil trains
+STUDENTS = {  # what --distil trains
+    "student": "--type transformer --n-embd 128 --dropout 0 -l 2e-3 --max-steps 5000",
+    "student-lstm": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0 -l 0.01 --max-steps 5000",
+}
 MIX = ("Kneser-Ney, order 7", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
 
 
@@ -125,27 +128,28 @@ class Taught(makemore.Lines):
         return x, p * inside * inside.numel() / inside.sum()  # so that the mean is over what is inside
 
 
-def distil(data, folder, flags):
-    """Train one model on what a mixture expects (Hinton et al. 2015), and add it to the mixture.
+def distil(data, folder):
+    """Train models on what a mixture expects (Hinton et al. 2015), one after the other, and add each to the mixture.
 
-    It learns from the lines of train and from twice as many that the mixture writes, which nobody knows by heart.
+    They learn from the lines of train and from twice as many that the mixture writes, which nobody knows by heart.
     """
     began = time.perf_counter()
     teacher = makemore.load(f"{folder}/mix", input_file=data)
-    given = makemore.parse_args([*flags.split(), "-i", data, "-o", f"{folder}/student", "--device", "cpu"])
-    student = makemore.start_run(given, verbose=True)
-    real = len(student.data.train)
+    real, members = len(teacher.data.train), [f"{folder}/{folder_of(name)}" for name in MIX]
     written = [line for seed in range(20) for line in teacher.sample(real // 10, seed=seed)]
-    student.parts["train"] = Taught(student.data.train + written, student.vocab, teacher.model, real)
-    print(f"{len(written):,} lines written, {time.perf_counter() - began:.0f} s", flush=True)
-    student.train()
-    seconds = time.perf_counter() - began
-    student = makemore.load(f"{folder}/student", input_file=data)  # to be judged on the lines of train as they are
-    losses = (f"{part} {student.evaluate(part):.4f}" for part in makemore.PARTS)
-    print(f"one model, `{flags}`:", *losses, f"{seconds:.0f} s", flush=True)
-    members = [f"{folder}/{name}" for name in (*map(folder_of, MIX), "student")]
-    final, _, weights, _ = mix_row(members, f"{folder}/all", data)
-    print("with the three, mixed:", *final, "weights", weights)
+    taught = Taught(teacher.data.train + written, teacher.vocab, teacher.model, real)
+    print(f"{len(written):,} lines written and judged, {time.perf_counter() - began:.0f} s", flush=True)
+    for name, flags in STUDENTS.items():
+        given = makemore.parse_args([*flags.split(), "-i", data, "-o", f"{folder}/{name}", "--device", "cpu"])
+        student = makemore.start_run(given, verbose=True)
+        student.parts["train"] = taught
+        student.train()
+        student = makemore.load(f"{folder}/{name}", input_file=data)  # to be judged on the lines of train as they are
+        losses = (f"{part} {student.evaluate(part):.4f}" for part in makemore.PARTS)
+        print(f"one model, `{flags}`:", *losses, f"{time.perf_counter() - began:.0f} s so far", flush=True)
+        members.append(f"{folder}/{name}")
+        final, _, weights, _ = mix_row(members, f"{folder}/all-{len(members)}", data)
+        print(f"{len(members)} mixed:", *final, "weights", weights, flush=True)
 
 
 def load_upstream(path):
@@ -304,7 +308,7 @@ if __name__ == "__main__":
     parser.add_argument("--results", action="store_true")
     parser.add_argument("--only", default="", help="rows of --results whose name contains this; types, for --minutes")
     parser.add_argument("--out", metavar="FOLDER", help="keep the models of --results there")
-    parser.add_argument("--distil", metavar="FOLDER", help="one model that learns from the mixture in FOLDER/mix")
+    parser.add_argument("--distil", metavar="FOLDER", help="two models that learn from the mixture in FOLDER/mix")
     parser.add_argument("--upstream", metavar="PATH")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32, help="lines per step of both, for --upstream")
@@ -318,7 +322,7 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as scratch:
             results(args.data, args.only, args.out or scratch)
     if args.distil:
-        distil(args.data, args.distil, STUDENT)
+        distil(args.data, args.distil)
     if args.upstream and args.minutes:
         race(args.upstream, args.data, args.minutes, args.only)
     elif args.upstream:

@@ -1037,7 +1037,7 @@ def test_help_for_a_type_tells_its_defaults_and_what_it_does_not_use(capsys, kin
         if used and default not in (None, "") and default is not False:
             assert text.endswith(f"[{default}]"), text
     if kind == "gru":
-        assert told["--n-embd2"].endswith("[128]") and told["--learning-rate"].endswith("[0.003]")
+        assert told["--n-embd2"].endswith("[128]") and told["--learning-rate"].endswith("[0.008]")
         assert told["--n-head"].endswith("(notusedbygru)") and told["--block-size"].endswith("(notusedbygru)")
     for argv in (["--help", f"--type={kind}"], ["--type", str(kind), "--help"]):  # either way round
         with pytest.raises(SystemExit):
