@@ -1106,7 +1106,7 @@ def build(config, vocab_size):
 
 CHUNK = 2**22  # bytes in memory at a time while a text is read
 MAX_CHARS = 65_536  # distinct ones: more than any text has, and two bytes hold them
-KEPT = ("trained_on.txt", "input.txt", TOKENS := "tokens.bin")  # a text in a work folder; the second: until 2026
+KEPT = ("trained_on.txt", "input.txt", TOKENS := "tokens.bin")  # a text in a work folder; the second in older ones
 MAX_PARAMETERS = 10**9  # take 16 GB to train
 
 

@@ -1638,7 +1638,7 @@ def configure(given, trained=None, verbose=False):
 CHUNK = 2**22  # bytes in memory at a time while a text is read
 MAX_CHARS = 65_536  # distinct ones: more than any text has
 MAX_PARAMETERS = 10**9  # take 16 GB to train
-KEPT = ("trained_on.txt", "input.txt")  # names for the lines kept in a work folder; the second was used until 2026
+KEPT = ("trained_on.txt", "input.txt")  # the lines in a work folder; the second in older ones
 MAX_LINE = 4096  # characters; attention over more would take all memory there is
 
 
