@@ -2179,7 +2179,7 @@ def main(argv=None):
         status = MODES[mode].do(start_run(given, verbose=True)) or 0
         sys.stdout.flush()
         return status
-    except UserError as e:
+    except (UserError, UnicodeDecodeError) as e:  # the second: of what is typed at --interactive
         return refuse(e)
     except (MemoryError, RuntimeError) as e:
         if not out_of_memory(e):

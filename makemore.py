@@ -674,10 +674,9 @@ MODELS = {
     "rnn": Entry(
         Recurrent, "the plain recurrent network (Elman 1990)", dict(RECURRENT, max_steps=5000), dict(cell=RNNCell), 2),
     "gru": Entry(
-        Recurrent, "the recurrent network with gates (Cho et al. 2014)", dict(RECURRENT, max_steps=4000),
-        dict(cell=GRUCell), 2),
+        Recurrent, "the one with gates (Cho et al. 2014)", dict(RECURRENT, max_steps=4000), dict(cell=GRUCell), 2),
     "lstm": Entry(
-        Recurrent, "the recurrent network with gates and a memory cell (Hochreiter & Schmidhuber 1997)",
+        Recurrent, "the one with gates and a memory cell (Hochreiter & Schmidhuber 1997)",
         dict(RECURRENT, max_steps=4000), dict(cell=LSTMCell), 2),
     "transformer": Entry(
         Transformer, "attention (Vaswani et al. 2017) after the recipe of GPT-2",
@@ -1080,8 +1079,7 @@ def batchnorm_parts(model):
     """The four layers (embedding, linear, batchnorm, linear) that the hand-written backward pass covers."""
     layers = [m for m in model.modules() if isinstance(m, (Embedding, Linear, BatchNorm1d, Dropout))]
     if not isinstance(model, MLP) or [type(m) for m in layers] != [Embedding, ContextLinear, BatchNorm1d, Linear]:
-        kind = "--type mlp --batchnorm --n-layer 1, without --dropout and --direct"
-        raise UserError(f"the hand-written backward pass is for {kind}")
+        raise UserError("gradients by hand are for --type mlp --batchnorm --n-layer 1, without --dropout and --direct")
     return layers
 
 
@@ -1208,7 +1206,7 @@ def fold_batchnorm(run):
 
 
 class Mixture(SequenceModel):
-    """A weighted mean of trained models' probabilities, its weights chosen on dev (Jelinek & Mercer 1980)."""
+    """The log-probabilities of trained models, averaged with weights that are chosen on dev (Klakow 1998)."""
 
     def __init__(self, runs, weights):
         super().__init__()
@@ -1219,7 +1217,7 @@ class Mixture(SequenceModel):
         return {"weights": self.weights}  # the members have checkpoints of their own
 
     def member_logprobs(self, idx):
-        """The log-probabilities of every member: (K, B, T, V)."""
+        """What each of the K members expects: (B, T, K, V)."""
         logprobs = []
         for member, run in zip(self.members, self.runs, strict=True):
             if member.windowed:
@@ -1228,27 +1226,29 @@ class Mixture(SequenceModel):
                 logits = member(windows.flatten(0, 1)).unflatten(0, idx.shape)
             else:
                 logits = member(idx)
-            logprobs.append(logits.log_softmax(-1))
-        return torch.stack(logprobs)
+            logprobs.append(logits.log_softmax(-1).clamp(min=-1e4))  # 0 times minus infinity would be nan
+        return torch.stack(logprobs, 2)
 
     def forward(self, idx):
-        return (self.member_logprobs(idx) + self.weights.log()[:, None, None, None]).logsumexp(0)  # (B, T, V)
+        return self.weights @ self.member_logprobs(idx)  # (B, T, V)
 
     def choose_weights(self, dev):
-        """Choose the weights by expectation-maximisation (no step raises the loss); return the members' losses (K,)."""
-        logprobs = []
-        with inference(self):
-            for x, y in map(dev.batch, dev.in_order(32_768)):
-                targets = y[y >= 0].expand(len(self.members), -1)[..., None]
-                logprobs.append(self.member_logprobs(x)[:, y >= 0].gather(-1, targets)[..., 0].cpu())
-        logprobs = torch.cat(logprobs, 1).double()  # (K, N): what each member gives the target
-        p = (logprobs - logprobs.amax(0)).exp()  # only ratios matter
-        weights = self.weights.cpu().double()
-        for _ in range(1000):
-            weighted = weights[:, None] * p
-            weights = (weighted / weighted.sum(0)).mean(1)
-        self.weights.copy_(weights)
-        return -logprobs.mean(1)
+        """Choose the weights, positive and of sum 1, that are best on dev; return the members' losses there (K,)."""
+        batches = dev.in_order(2**20 // len(self.runs[0].vocab))
+        with inference(self):  # of a long dev a part, lines of every length, is enough for so few numbers
+            pairs = map(dev.batch, batches[:: 1 + len(batches) // 64])
+            found = [(self.member_logprobs(x)[y >= 0].cpu().double(), y[y >= 0].cpu()) for x, y in pairs]
+        logprobs, targets = map(torch.cat, zip(*found, strict=True))  # (N, K, V), (N,)
+        weights = torch.zeros(len(self.runs), dtype=torch.float64, requires_grad=True)  # before their softmax
+
+        def loss():
+            mean = cross_entropy(weights.softmax(0) @ logprobs, targets)
+            weights.grad = torch.autograd.grad(mean, weights)[0]
+            return mean
+
+        torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe").step(loss)
+        self.weights.copy_(weights.detach().softmax(0))
+        return torch.stack([cross_entropy(p, targets) for p in logprobs.unbind(1)])
 
 
 def mix(given):
@@ -2495,7 +2495,7 @@ def main(argv=None):
         status = MODES[mode].do(start_run(given, verbose=True)) or 0
         sys.stdout.flush()
         return status
-    except UserError as e:
+    except (UserError, UnicodeDecodeError) as e:  # the second: of what is typed at --interactive
         return refuse(e)
     except (MemoryError, RuntimeError) as e:
         if not out_of_memory(e):

@@ -62,7 +62,7 @@ STUDENTS = {  # what --distil trains
     "student": "--type transformer --n-embd 128 --dropout 0 -l 2e-3 --max-steps 5000",
     "student-lstm": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0 -l 0.01 --max-steps 5000",
 }
-MIX = ("Kneser-Ney, order 7", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
+MIX = ("Kneser-Ney, order 5", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
 
 
 def clock(seconds):
@@ -129,7 +129,7 @@ class Taught(makemore.Lines):
 
 
 def distil(data, folder):
-    """Train models on what a mixture expects (Hinton et al. 2015), one after the other, and add each to the mixture.
+    """Train models on what a mixture expects (Hinton et al. 2015), one after the other, and mix them with its members.
 
     They learn from the lines of train and from twice as many that the mixture writes, which nobody knows by heart.
     """
@@ -148,8 +148,8 @@ def distil(data, folder):
         losses = (f"{part} {student.evaluate(part):.4f}" for part in makemore.PARTS)
         print(f"one model, `{flags}`:", *losses, f"{time.perf_counter() - began:.0f} s so far", flush=True)
         members.append(f"{folder}/{name}")
-        final, _, weights, _ = mix_row(members, f"{folder}/all-{len(members)}", data)
-        print(f"{len(members)} mixed:", *final, "weights", weights, flush=True)
+    final, _, weights, _ = mix_row(members, f"{folder}/all", data)
+    print(f"all {len(members)} mixed:", *final, "weights", weights, f"{time.perf_counter() - began:.0f} s in all")
 
 
 def load_upstream(path):

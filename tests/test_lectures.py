@@ -324,14 +324,16 @@ def test_a_mixture_beats_its_members_on_dev_and_is_a_model_like_any_other(cli, v
     assert nested[0] == 0 and float(re.search(r"dev (\d\S+) test", nested[1])[1]) <= float(final[2]) + 1e-4
 
 
-def test_a_mixture_is_the_weighted_mean_of_probabilities(names):
+def test_a_mixture_is_the_weighted_mean_of_log_probabilities(names):
     counts, train, counting = build("ngram", names, n=3)
     counts.fit(train, train)
     network, lines, learning = build("gru", names)
     x, y = lines.batch(torch.arange(30))
     mixture = makemore.Mixture([counting, learning], torch.tensor([0.25, 0.75])).eval()
     flat, real = counts(train.batch(torch.arange(int((y >= 0).sum())))[0]).exp(), network(x).softmax(-1)[y >= 0]
-    torch.testing.assert_close(mixture(x)[y >= 0].exp(), 0.25 * flat + 0.75 * real, rtol=1e-4, atol=1e-6)
+    product = flat**0.25 * real**0.75
+    wanted = product / product.sum(1, keepdim=True)
+    torch.testing.assert_close(mixture(x)[y >= 0].softmax(-1), wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

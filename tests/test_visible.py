@@ -388,6 +388,16 @@ def test_a_model_goes_on_from_what_is_typed(module, tmp_path, monkeypatch, capsy
     assert talk(module, tmp_path, [":quit", "an"], monkeypatch, capsys) == []
 
 
+@both
+def test_what_is_typed_in_no_known_encoding_ends_in_one_line(module, tmp_path, monkeypatch, capsys):
+    train(module, work_dir=tmp_path)
+    typed = io.TextIOWrapper(io.BytesIO(b"an\n\xff\nan\n"), "utf-8")
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed).rstrip())
+    assert module.main(["-o", str(tmp_path), "--interactive"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{module.PROGRAM}: ") and "can't decode byte 0xff" in err and err.count("\n") == 1
+
+
 def test_a_text_ends_where_it_is_told_to(tmp_path, capsys):
     run = train(gpt, work_dir=tmp_path)
     whole, several = run.generate("anna", 200), run.generate("anna", 200, num_samples=3)
