@@ -59,7 +59,7 @@ RESULTS = {
     "Transformer, longer": "--type transformer --n-embd 96 --dropout 0.3 -l 3e-3 --max-steps 7000",
 }
 STUDENTS = {  # what --distil trains
-    "student": "--type transformer --n-embd 128 --dropout 0 -l 2e-3 --max-steps 5000",
+    "student": "--type transformer --n-embd 128 --dropout 0 -l 3e-3 --max-steps 5000",
     "student-lstm": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0 -l 0.01 --max-steps 5000",
 }
 MIX = ("Kneser-Ney, order 5", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
