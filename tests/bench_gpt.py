@@ -96,7 +96,7 @@ def mean_loss(logits, val, size):
 
 
 class Averaged(torch.nn.Module):
-    """The models of several runs together: the logarithms of their probabilities, averaged (but for a constant)."""
+    """The models of several runs together: the logarithm of the mean of their probabilities (but for a constant)."""
 
     def __init__(self, runs):
         super().__init__()
