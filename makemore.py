@@ -1206,15 +1206,15 @@ def fold_batchnorm(run):
 
 
 class Mixture(SequenceModel):
-    """The log-probabilities of trained models, averaged with weights that are chosen on dev (Klakow 1998)."""
+    """The log-probabilities of trained models, averaged with weights chosen on dev and normalised (Klakow 1998)."""
 
     def __init__(self, runs, weights):
         super().__init__()
         self.runs, self.members = runs, nn.ModuleList(run.model for run in runs)
-        self.register_buffer("weights", weights)  # (K,), the mixture weights
+        self.register_buffer("weights", weights)  # (K,), exponents of the members' probabilities
 
     def state_dict(self, **_):
-        return {"weights": self.weights}  # the members have checkpoints of their own
+        return {"exponents": self.weights}  # the members have checkpoints of their own
 
     def member_logprobs(self, idx):
         """What each of the K members expects: (B, T, K, V)."""
@@ -1230,7 +1230,7 @@ class Mixture(SequenceModel):
         return torch.stack(logprobs, 2)
 
     def forward(self, idx):
-        return self.weights @ self.member_logprobs(idx)  # (B, T, V)
+        return self.weights @ self.member_logprobs(idx)  # logits (B, T, V)
 
     def choose_weights(self, dev):
         """Choose the weights, positive and of sum 1, that are best on dev; return the members' losses there (K,)."""
@@ -1416,8 +1416,8 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
         data, weights = data or find_corpus(checkpoint, config, given, lines), checkpoint["model"]
         if config.type == "mixture":
             members = [open_run(member, {}, data=data) for member in checkpoint["members"]]
-            compare("the model", weights, {"weights": weights["weights"].new_zeros(len(members))})
-            model = Mixture(members, weights["weights"])
+            compare("the model", weights, {"exponents": weights["exponents"].new_zeros(len(members))})
+            model = Mixture(members, weights["exponents"])
         else:
             config.block_size = MODELS[config.type].model.context(config, data.longest)
             compare("the model", weights, sketch(config, len(data.vocab)))

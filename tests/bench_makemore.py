@@ -62,7 +62,7 @@ STUDENTS = {  # what --distil trains
     "student": "--type transformer --n-embd 128 --dropout 0 -l 3e-3 --max-steps 5000",
     "student-lstm": "--type lstm --n-embd 64 --n-embd2 256 --dropout 0 -l 0.01 --max-steps 5000",
 }
-MIX = ("Kneser-Ney, order 5", "LSTM, longer", "Transformer, longer")  # these vote, and make the last row
+MIX = ("Kneser-Ney, order 5", "LSTM, longer", "Transformer, longer")  # these are mixed, for the last row
 
 
 def clock(seconds):
@@ -306,7 +306,9 @@ def table(data):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", action="store_true")
-    parser.add_argument("--only", default="", help="rows of --results whose name contains this; types, for --minutes")
+    parser.add_argument(
+        "--only", default="", help="rows of --results named so (mix: its members, too); types, for --minutes"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="keep the models of --results there")
     parser.add_argument("--distil", metavar="FOLDER", help="two models that learn from the mixture in FOLDER/mix")
     parser.add_argument("--upstream", metavar="PATH")

@@ -1,7 +1,7 @@
 """Measure micrograd against the original, and against itself without fused operations.
 
     python tests/bench_micrograd.py --upstream PATH                # PATH: a checkout of karpathy/micrograd
-    python tests/bench_micrograd.py --upstream PATH --steps 100    # the loss of every step of the lecture's demo
+    python tests/bench_micrograd.py --upstream PATH --steps 100    # how far the losses of its demo's steps differ
     python tests/bench_micrograd.py --graphs 10000                 # random expression graphs against torch
     python tests/bench_micrograd.py --memory                       # ten million nodes
     python tests/bench_micrograd.py --profile                      # where a step of the demo spends its time

@@ -1280,7 +1280,7 @@ def test_bad_arguments_with_a_trained_folder(cli, trained, tmp_path, monkeypatch
 
 
 def test_members_that_are_all_but_sure_of_the_wrong_thing_get_weights():
-    """Where every member's probability of a character is 0 in floating point, their ratio still is known."""
+    """Where every member's probability of a character is 0 in floating point, its logarithm still tells them apart."""
     lines = makemore.Lines(["ab", "ba"], makemore.Vocab("ab"))
     runs = [makemore.train(["ab", "ba", "aa", "bb"], type="bigram", max_steps=0, device="cpu") for _ in range(2)]
     for run, loss in zip(runs, (2000.0, 2001.0), strict=True):

@@ -898,7 +898,12 @@ def test_a_flag_newer_than_a_checkpoint_matters_only_to_a_model_or_its_training(
                 trainer.load(tmp_path)
 
 
-@pytest.mark.parametrize("place, value", [("members", []), ("members", 5), ("members", DROP), ("model.*", filled(NAN))])
+OLD = {"weights": torch.ones(2) / 2}  # of probabilities, as mixtures once averaged them
+
+
+@pytest.mark.parametrize(
+    "place, value", [("members", []), ("members", 5), ("members", DROP), ("model.*", filled(NAN)), ("model", OLD)]
+)
 def test_a_good_mixture_says_the_same_and_an_edited_one_is_refused(place, value, run, refused, data, tmp_path):
     for kind in ("bigram", "ngram"):
         assert run(makemore, "-i", data, "-o", tmp_path / kind, f"--type={kind}", "--max-steps=2").status == 0
