@@ -1416,7 +1416,7 @@ def open_run(checkpoint, given, verbose=False, lines=None, data=None):
         data, weights = data or find_corpus(checkpoint, config, given, lines), checkpoint["model"]
         if config.type == "mixture":
             members = [open_run(member, {}, data=data) for member in checkpoint["members"]]
-            compare("the model", weights, {"exponents": weights["exponents"].new_zeros(len(members))})
+            compare("the model", weights, {"exponents": torch.zeros(len(members))})
             model = Mixture(members, weights["exponents"])
         else:
             config.block_size = MODELS[config.type].model.context(config, data.longest)
