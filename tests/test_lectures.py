@@ -336,6 +336,19 @@ def test_a_mixture_is_the_weighted_mean_of_log_probabilities(names):
     torch.testing.assert_close(mixture(x)[y >= 0].softmax(-1), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_no_other_weights_are_better_on_dev(voters):
+    runs = [makemore.load(voters / kind) for kind in ("ngram", "gru")]
+    mixture, dev = makemore.Mixture(runs, torch.full((2,), 0.5)), runs[1].examples("dev")
+    members = mixture.choose_weights(dev).tolist()
+    assert members == pytest.approx([run.evaluate("dev") for run in runs], abs=1e-5)
+    chosen = mixture.weights[0].item()
+    losses = {}
+    for share in (chosen, *torch.linspace(0, 1, 51).tolist()):
+        mixture.weights.copy_(torch.tensor([share, 1 - share]))
+        losses[share] = makemore.line_losses(mixture, dev).sum().item() / dev.count
+    assert 0 < chosen < 1 and losses[chosen] <= min(losses.values()) + 1e-6
+
+
 @pytest.mark.parametrize(
     "argv, says",
     [
